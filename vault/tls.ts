@@ -1,0 +1,265 @@
+import { createPrivateKey, randomBytes, X509Certificate } from 'node:crypto';
+import { readFile, stat } from 'node:fs/promises';
+import type { ServerOptions } from 'node:https';
+import type { Server, TLSSocket } from 'node:tls';
+
+import { normalSerial } from './caller.ts';
+import { authoritiesOf } from './revocation.ts';
+
+export interface TlsFiles {
+  /** The server's certificate, followed by its intermediates if any. PEM. */
+  readonly certificate: string;
+  /** PEM, not encrypted. */
+  readonly key: string;
+  /** The authorities whose client certificates are accepted: issuing authorities, each with the chain above it. PEM. */
+  readonly ca: string;
+}
+
+export interface TlsListenerOptions {
+  /** Tells listeners apart: a session of one is not resumed at another. At most 32 ASCII characters. */
+  readonly name: string;
+  readonly files: TlsFiles;
+  /** Connections open at once, those in handshake included; more are closed unanswered. */
+  readonly maxConnections: number;
+  readonly handshakeTimeoutMs?: number;
+  /** How long a ticket may be resumed. Every resumption skips the handshake's check of the chain, so keep it short. */
+  readonly sessionTimeoutSeconds?: number;
+  readonly ticketRotationMs?: number;
+  /** Told of what an operator may want to know. Constant words: nothing of a peer or of a key. */
+  readonly report?: (event: TlsEvent) => void;
+}
+
+export type TlsEvent =
+  | { readonly kind: 'reloaded' }
+  | { readonly kind: 'reload_refused'; readonly reason: string }
+  | { readonly kind: 'connection_refused'; readonly reason: string }
+  | { readonly kind: 'connections_closed'; readonly count: number };
+
+interface Material {
+  readonly certificate: Buffer;
+  readonly key: Buffer;
+  readonly ca: Buffer;
+  readonly authorities: readonly X509Certificate[];
+  /** Of the three files as they were before they were read. */
+  readonly files: string;
+}
+
+/**
+ * The TLS side of one listener: TLS 1.3, a client certificate always, resumption under ticket keys of ours, and the connections by the serial
+ * of their certificate. Give `serverOptions()` to the HTTPS server and then `attach` that server.
+ */
+export class TlsListener {
+  readonly #options: TlsListenerOptions;
+  readonly #sockets = new Map<string, Set<TLSSocket>>();
+  #material: Material;
+  #ticketKeys = randomBytes(48);
+  #server: Server | null = null;
+  #timers: NodeJS.Timeout[] = [];
+  #pending: Promise<unknown> = Promise.resolve();
+
+  private constructor(options: TlsListenerOptions, material: Material) {
+    this.#options = options;
+    this.#material = material;
+  }
+
+  /** @throws Error naming the file at fault, and nothing of what it holds. */
+  static async open(options: TlsListenerOptions): Promise<TlsListener> {
+    return new TlsListener(options, await readMaterial(options.files));
+  }
+
+  /** For `https.createServer`, or Fastify's `https`. Add HTTP limits as you like; leave the TLS ones alone. */
+  serverOptions(): ServerOptions {
+    return {
+      ...this.#context(),
+      requestCert: true,
+      rejectUnauthorized: true,
+      ALPNProtocols: ['http/1.1'],
+      handshakeTimeout: this.#options.handshakeTimeoutMs ?? 10_000,
+      sessionTimeout: this.#options.sessionTimeoutSeconds ?? 300,
+    };
+  }
+
+  /** Takes charge of the server's connections and tickets. Once, before it listens. */
+  attach(server: Server): void {
+    this.#server = server;
+    server.maxConnections = this.#options.maxConnections;
+    // Before the HTTP server's own listener: a refused connection must not reach a parser.
+    server.prependListener('secureConnection', (socket: TLSSocket) => this.#admit(socket));
+    this.#timers.push(setInterval(() => this.rotateTicketKeys(), this.#options.ticketRotationMs ?? 3_600_000).unref());
+  }
+
+  /**
+   * Ends every connection of these certificates at once, requests in flight included, and rotates the ticket keys, so that none of them is
+   * resumed. Serials as RevocationList gives them. Returns how many were closed.
+   */
+  closeRevoked(serials: ReadonlySet<string>): number {
+    if (serials.size === 0) return 0;
+    // Keys first: a client that reconnects at once must not find its ticket good.
+    this.rotateTicketKeys();
+    let closed = 0;
+    for (const serial of serials) {
+      for (const socket of this.#sockets.get(serial) ?? []) {
+        socket.destroy();
+        closed += 1;
+      }
+    }
+    if (closed > 0) this.#report({ kind: 'connections_closed', count: closed });
+    return closed;
+  }
+
+  /** Makes every ticket given out so far worthless; its owner does a full handshake. Open connections go on. */
+  rotateTicketKeys(): void {
+    this.#ticketKeys = randomBytes(48);
+    this.#server?.setTicketKeys(this.#ticketKeys);
+  }
+
+  /**
+   * Reads the three files again and uses them for new connections. A pair that does not match (half written), or anything else wrong with them, leaves
+   * the old ones in use. Open connections go on, except those whose certificate none of the new authorities issued. Never throws.
+   *
+   * @returns null, or why the files were refused.
+   */
+  reload(): Promise<string | null> {
+    const next = this.#pending.then(() => this.#reload());
+    this.#pending = next;
+    return next;
+  }
+
+  /** Reloads whenever a file has changed, looking every `everyMs`. Does not keep the process alive. */
+  watch(everyMs: number): void {
+    let seen = this.#material.files;
+    let looking = false;
+    const look = async (): Promise<void> => {
+      if (looking) return;
+      looking = true;
+      const files = await signatureOf(this.#options.files).catch(() => 'missing');
+      if (files !== seen) {
+        // Kept on a refusal too, so that it is told of once; the rest of a half-written pair is a change again.
+        seen = files;
+        await this.reload();
+      }
+      looking = false;
+    };
+    this.#timers.push(setInterval(() => void look(), everyMs).unref());
+  }
+
+  /** Open connections, handshake done. */
+  get connections(): number {
+    let count = 0;
+    for (const sockets of this.#sockets.values()) count += sockets.size;
+    return count;
+  }
+
+  /** Stops the timers. The server and its connections are the owner's to close. */
+  close(): void {
+    for (const timer of this.#timers) clearInterval(timer);
+    this.#timers = [];
+  }
+
+  #context(): ServerOptions {
+    return {
+      cert: this.#material.certificate,
+      key: this.#material.key,
+      ca: this.#material.ca,
+      minVersion: 'TLSv1.3',
+      ciphers: 'TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256',
+      honorCipherOrder: true,
+      sessionIdContext: `cofre-${this.#options.name}`.slice(0, 32),
+      ticketKeys: this.#ticketKeys,
+    };
+  }
+
+  #admit(socket: TLSSocket): void {
+    const certificate = socket.authorized ? socket.getPeerX509Certificate() : undefined;
+    // OpenSSL gives a session ticket even to a client without a certificate, before Node hangs up on it; resumed, Node calls it authorized.
+    if (certificate === undefined) return this.#refuse(socket, 'no client certificate');
+    // Directly issued: only for these authorities is there a revocation list. It also stops a session whose authority was taken out since.
+    if (!isIssuedBy(certificate, this.#material.authorities)) return this.#refuse(socket, 'not issued by an authority of ours');
+    let serial: string;
+    try {
+      serial = normalSerial(certificate.serialNumber);
+    } catch {
+      return this.#refuse(socket, 'no usable serial number');
+    }
+    const sockets = this.#sockets.get(serial) ?? new Set();
+    this.#sockets.set(serial, sockets.add(socket));
+    socket.once('close', () => {
+      sockets.delete(socket);
+      if (sockets.size === 0 && this.#sockets.get(serial) === sockets) this.#sockets.delete(serial);
+    });
+  }
+
+  #refuse(socket: TLSSocket, reason: string): void {
+    socket.destroy();
+    this.#report({ kind: 'connection_refused', reason });
+  }
+
+  async #reload(): Promise<string | null> {
+    let material: Material;
+    try {
+      material = await readMaterial(this.#options.files);
+    } catch (error) {
+      const reason = (error as Error).message;
+      this.#report({ kind: 'reload_refused', reason });
+      return reason;
+    }
+    const otherAuthorities = !material.ca.equals(this.#material.ca);
+    this.#material = material;
+    if (otherAuthorities) this.#ticketKeys = randomBytes(48);
+    this.#server?.setSecureContext(this.#context());
+    if (otherAuthorities) this.#closeForeign();
+    this.#report({ kind: 'reloaded' });
+    return null;
+  }
+
+  #closeForeign(): void {
+    let count = 0;
+    for (const sockets of this.#sockets.values()) {
+      for (const socket of sockets) {
+        const certificate = socket.getPeerX509Certificate();
+        if (certificate !== undefined && isIssuedBy(certificate, this.#material.authorities)) continue;
+        socket.destroy();
+        count += 1;
+      }
+    }
+    if (count > 0) this.#report({ kind: 'connections_closed', count });
+  }
+
+  #report(event: TlsEvent): void {
+    this.#options.report?.(event);
+  }
+}
+
+function isIssuedBy(certificate: X509Certificate, authorities: readonly X509Certificate[]): boolean {
+  return authorities.some((authority) => certificate.checkIssued(authority) && certificate.verify(authority.publicKey));
+}
+
+async function readMaterial(files: TlsFiles): Promise<Material> {
+  const signature = await signatureOf(files).catch((error: NodeJS.ErrnoException) => {
+    throw new Error(`${error.path ?? files.certificate}: cannot be read (${error.code ?? 'unknown'})`);
+  });
+  const read = (file: string): Promise<Buffer> =>
+    readFile(file).catch((error: NodeJS.ErrnoException) => {
+      throw new Error(`${file}: cannot be read (${error.code ?? 'unknown'})`);
+    });
+  const [certificate, key, ca] = await Promise.all([read(files.certificate), read(files.key), read(files.ca)]);
+  const authorities = attempt(() => authoritiesOf(ca), `${files.ca}: does not hold certificates of authorities`).map((authority) => authority.certificate);
+  const leaf = attempt(() => new X509Certificate(certificate), `${files.certificate}: does not hold a certificate`);
+  const secret = attempt(() => createPrivateKey(key), `${files.key}: does not hold a private key`);
+  if (!leaf.checkPrivateKey(secret)) throw new Error(`${files.key}: is not the key of ${files.certificate}`);
+  return { certificate, key, ca, authorities, files: signature };
+}
+
+/** Without the inner error: OpenSSL's words about a key are not for a log. */
+function attempt<T>(parse: () => T, message: string): T {
+  try {
+    return parse();
+  } catch {
+    throw new Error(message);
+  }
+}
+
+async function signatureOf(files: TlsFiles): Promise<string> {
+  const stats = await Promise.all([files.certificate, files.key, files.ca].map((file) => stat(file, { bigint: true })));
+  return stats.map(({ mtimeNs, size, ino }) => `${mtimeNs}:${size}:${ino}`).join(' ');
+}
