@@ -7,11 +7,14 @@
  */
 import { generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
-import { batchHeader, headerHash, noPredecessor, writerCertificateText } from './chain.ts';
+import { batchHeader, headerHash, noPredecessor, writerCertificateText, writerName } from './chain.ts';
 import type { Batch } from './chain.ts';
-import { encodeBundle } from './entry.ts';
+import { encodeBundle, encodeEntry } from './entry.ts';
+import type { Entry } from './entry.ts';
 import { signNote } from './note.ts';
 import type { NoteSigner } from './note.ts';
+import { insertBatch, insertTombstone, insertWriter } from './store.ts';
+import type { ClientBase } from 'pg';
 
 /**
  * Proof that an entry is committed. Only `WriterChain.committed` makes one, and it serves once: whoever opens a sealed PAN must
@@ -78,6 +81,26 @@ export class WriterChain {
     return new WriterChain(writer, options.role, privateKey, certificate, options.now);
   }
 
+  /** The writer's id as entries and files name it: 16 hex digits. */
+  get name(): string {
+    return writerName(this.writer);
+  }
+
+  /** Registers this writer in the caller's transaction, which must also append its batch 0. */
+  async register(tx: ClientBase): Promise<void> {
+    await insertWriter(tx, this);
+  }
+
+  /** Appends a formed batch in the caller's transaction. Rejects with a unique violation if its number is taken. */
+  async append(tx: ClientBase, batch: Batch): Promise<void> {
+    await insertBatch(tx, batch);
+  }
+
+  /** Settles a lost COMMIT of `batch`'s number for good: see `insertTombstone`. To be repeated with the same tombstone until it answers. */
+  async bury(client: ClientBase, tombstone: Batch): Promise<'committed' | 'buried'> {
+    return await insertTombstone(client, tombstone);
+  }
+
   /** The number that the next batch will have. */
   get nextNumber(): bigint {
     return this.#next;
@@ -87,8 +110,8 @@ export class WriterChain {
    * Forms and signs the batch that would come next. Nothing advances: a batch whose transaction was certainly rolled back is
    * simply formed again with the same number.
    */
-  form(entries: readonly Uint8Array[], now: Date): Batch {
-    return this.#sign({ kind: 'entries', formedAt: now, entryCount: entries.length, bundle: encodeBundle(entries) });
+  form(entries: readonly Entry[], now: Date): Batch {
+    return this.#sign({ kind: 'entries', formedAt: now, entryCount: entries.length, bundle: encodeBundle(entries.map(encodeEntry)) });
   }
 
   /** Forms the tombstone that takes the same number as a batch whose COMMIT was never answered. */

@@ -47,6 +47,8 @@ export class VaultError extends Error {
   readonly code: ErrorCode;
   /** Overrides the table's `Retry-After`, in seconds. */
   readonly retryAfterSeconds: number | undefined;
+  /** Whether the log already holds the entry of the call that this error ends. */
+  recorded = false;
 
   constructor(code: ErrorCode, options?: { cause?: unknown; retryAfterSeconds?: number }) {
     super(table[code].title, options?.cause === undefined ? undefined : { cause: options.cause });

@@ -1,0 +1,222 @@
+/**
+ * SQL of the cards table, one function a statement. Every function takes the transaction first.
+ *
+ * The writers' sessions run with `enable_seqscan`, `enable_hashjoin` and `enable_mergejoin` off (vault/writer-session.ts): a plan
+ * made while a table was small would otherwise scan it for ever.
+ */
+import type { ClientBase } from 'pg';
+import { byteaArray, int2Array, int4Array, textArray } from './binary-arrays.ts';
+import { statusOf } from './token-mac.ts';
+import type { TokenStatus } from './token-mac.ts';
+
+/** A card about to be stored, with its first token. Buffers are borrowed until the statement is sent. */
+export interface NewCard {
+  readonly tenantId: number;
+  readonly token: string;
+  readonly fingerprint: Buffer;
+  readonly fingerprintVersion: number;
+  readonly cardId: Buffer;
+  readonly sealedPan: Buffer;
+  readonly sealedName: Buffer | null;
+  /** YYYYMM. */
+  readonly expiry: number | null;
+  readonly brand: string;
+  readonly bin: string | null;
+  readonly last4: string;
+  readonly panLength: number;
+  readonly tokenMac: Buffer;
+  /** JSON text. */
+  readonly metadata: string | null;
+}
+
+/** A token with what may be shown of its card. */
+export interface TokenRow {
+  readonly tenantId: number;
+  readonly token: string;
+  /** The card's first token, its internal key. */
+  readonly cardToken: string;
+  readonly fingerprint: Buffer;
+  readonly cardId: Buffer;
+  readonly expiry: number | null;
+  readonly brand: string;
+  readonly bin: string | null;
+  readonly last4: string;
+  readonly panLength: number;
+  readonly status: TokenStatus | null;
+  readonly rowVersion: number;
+  readonly expiresAt: Date | null;
+  readonly tokenMac: Buffer;
+  /** JSON text. */
+  readonly metadata: string | null;
+  readonly createdAt: Date;
+}
+
+/** A token with its sealed card: only the detokenizing role can read these. */
+export interface SealedRow extends TokenRow {
+  readonly sealedPan: Buffer;
+  readonly sealedName: Buffer | null;
+}
+
+/** Which batch's entry tells of what is stored. */
+export interface MadeIn {
+  readonly at: Date;
+  readonly writer: bigint;
+  readonly batch: bigint;
+}
+
+/**
+ * Stores cards whose fingerprint is new to their tenant; the others are left as they are.
+ *
+ * @returns how many were stored. Less than given: `findByFingerprint` tells which.
+ */
+export async function insertCards(tx: ClientBase, cards: readonly NewCard[], made: MadeIn): Promise<number> {
+  const result = await tx.query({
+    name: 'insert-cards',
+    text: `INSERT INTO cards (tenant_id, token, fingerprint, fingerprint_version, card_id, sealed_pan, sealed_name, expiry, brand, bin, last4,
+                              pan_length, format, status, row_version, token_expires_at, token_mac, metadata, created_at, made_writer, made_batch)
+           SELECT c.tenant_id, c.token, c.fingerprint, c.fingerprint_version, c.card_id, c.sealed_pan, c.sealed_name, c.expiry, c.brand, c.bin,
+                  c.last4, c.pan_length, 0, 0, 1, NULL, c.token_mac, c.metadata::jsonb, $14::timestamptz, $15::bigint, $16::bigint
+           FROM unnest($1::int[], $2::text[], $3::bytea[], $4::smallint[], $5::bytea[], $6::bytea[], $7::bytea[], $8::int[], $9::text[],
+                       $10::text[], $11::text[], $12::smallint[], $13::bytea[], $17::text[])
+             AS c(tenant_id, token, fingerprint, fingerprint_version, card_id, sealed_pan, sealed_name, expiry, brand, bin, last4, pan_length, token_mac, metadata)
+           ON CONFLICT (tenant_id, fingerprint) DO NOTHING`,
+    values: [
+      int4Array(cards.map((card) => card.tenantId)),
+      textArray(cards.map((card) => card.token)),
+      byteaArray(cards.map((card) => card.fingerprint)),
+      int2Array(cards.map((card) => card.fingerprintVersion)),
+      byteaArray(cards.map((card) => card.cardId)),
+      byteaArray(cards.map((card) => card.sealedPan)),
+      byteaArray(cards.map((card) => card.sealedName)),
+      int4Array(cards.map((card) => card.expiry)),
+      textArray(cards.map((card) => card.brand)),
+      textArray(cards.map((card) => card.bin)),
+      textArray(cards.map((card) => card.last4)),
+      int2Array(cards.map((card) => card.panLength)),
+      byteaArray(cards.map((card) => card.tokenMac)),
+      made.at,
+      made.writer,
+      made.batch,
+      textArray(cards.map((card) => card.metadata)),
+    ],
+  });
+  return result.rowCount ?? 0;
+}
+
+const cardColumns = 'c.tenant_id, c.token, c.token AS card_token, c.fingerprint, c.card_id, c.expiry, c.brand, c.bin, c.last4, c.pan_length, c.status, c.row_version, c.token_expires_at, c.token_mac, c.metadata::text AS metadata, c.created_at';
+const furtherTokenColumns = 't.tenant_id, t.token, t.card_token, c.fingerprint, c.card_id, c.expiry, c.brand, c.bin, c.last4, c.pan_length, t.status, t.row_version, t.token_expires_at, t.token_mac, t.metadata::text, t.created_at';
+
+/** The cards of these fingerprints, each with its first token. Sees what concurrent writers have committed before this statement. */
+export async function findByFingerprint(tx: ClientBase, tenantIds: readonly number[], fingerprints: readonly Buffer[]): Promise<TokenRow[]> {
+  const { rows } = await tx.query<RawRow>({
+    name: 'find-by-fingerprint',
+    text: `SELECT ${cardColumns}
+           FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, fingerprint)
+           JOIN cards c ON c.tenant_id = q.tenant_id AND c.fingerprint = q.fingerprint`,
+    values: [int4Array(tenantIds), byteaArray(fingerprints)],
+  });
+  return rows.map(readRow);
+}
+
+/** The given tokens of the given tenants, first tokens of cards and further ones alike. Unknown tokens have no row. */
+export async function findTokens(tx: ClientBase, tenantIds: readonly number[], tokens: readonly string[]): Promise<TokenRow[]> {
+  const { rows } = await tx.query<RawRow>({
+    name: 'find-tokens',
+    text: `SELECT ${cardColumns}
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
+           UNION ALL
+           SELECT ${furtherTokenColumns}
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.token = q.token
+           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+    values: [int4Array(tenantIds), textArray(tokens)],
+  });
+  return rows.map(readRow);
+}
+
+/** As `findTokens`, with the sealed values. Only the detokenizing role may run it. */
+export async function findSealed(tx: ClientBase, tenantIds: readonly number[], tokens: readonly string[]): Promise<SealedRow[]> {
+  const { rows } = await tx.query<RawRow & { sealed_pan: Buffer; sealed_name: Buffer | null }>({
+    name: 'find-sealed',
+    text: `SELECT ${cardColumns}, c.sealed_pan, c.sealed_name
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
+           UNION ALL
+           SELECT ${furtherTokenColumns}, c.sealed_pan, c.sealed_name
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.token = q.token
+           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+    values: [int4Array(tenantIds), textArray(tokens)],
+  });
+  return rows.map((row) => ({ ...readRow(row), sealedPan: row.sealed_pan, sealedName: row.sealed_name }));
+}
+
+/** A newer expiry (YYYYMM, or null to leave it) and cardholder (null to leave it) of a card. */
+export interface CardUpdate {
+  readonly tenantId: number;
+  readonly cardToken: string;
+  readonly expiry: number | null;
+  readonly sealedName: Buffer | null;
+}
+
+/** Applies updates; at most one a card. */
+export async function updateCards(tx: ClientBase, updates: readonly CardUpdate[]): Promise<void> {
+  await tx.query({
+    name: 'update-cards',
+    // The tokenizing role may write the sealed name but not read it, so absence cannot be expressed by COALESCE over the old value.
+    text: `UPDATE cards SET expiry = COALESCE(u.expiry, cards.expiry)
+           FROM unnest($1::int[], $2::text[], $3::int[]) AS u(tenant_id, token, expiry)
+           WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token AND u.expiry IS NOT NULL`,
+    values: [int4Array(updates.map((update) => update.tenantId)), textArray(updates.map((update) => update.cardToken)), int4Array(updates.map((update) => update.expiry))],
+  });
+  const named = updates.filter((update) => update.sealedName !== null);
+  if (named.length === 0) return;
+  await tx.query({
+    name: 'update-names',
+    text: `UPDATE cards SET sealed_name = u.sealed_name
+           FROM unnest($1::int[], $2::text[], $3::bytea[]) AS u(tenant_id, token, sealed_name)
+           WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token`,
+    values: [int4Array(named.map((update) => update.tenantId)), textArray(named.map((update) => update.cardToken)), byteaArray(named.map((update) => update.sealedName))],
+  });
+}
+
+interface RawRow {
+  tenant_id: number;
+  token: string;
+  card_token: string;
+  fingerprint: Buffer;
+  card_id: Buffer;
+  expiry: number | null;
+  brand: string;
+  bin: string | null;
+  last4: string;
+  pan_length: number;
+  status: number;
+  row_version: number;
+  token_expires_at: Date | null;
+  token_mac: Buffer;
+  metadata: string | null;
+  created_at: Date;
+}
+
+function readRow(row: RawRow): TokenRow {
+  return {
+    tenantId: row.tenant_id,
+    token: row.token,
+    cardToken: row.card_token,
+    fingerprint: row.fingerprint,
+    cardId: row.card_id,
+    expiry: row.expiry,
+    brand: row.brand,
+    bin: row.bin,
+    last4: row.last4,
+    panLength: row.pan_length,
+    status: statusOf(row.status),
+    rowVersion: row.row_version,
+    expiresAt: row.token_expires_at,
+    tokenMac: row.token_mac,
+    metadata: row.metadata,
+    createdAt: row.created_at,
+  };
+}

@@ -1,0 +1,513 @@
+/**
+ * Group commit: operations that wait at the same moment share one transaction, which also holds the batch of their entries.
+ * They commit together or not at all, and nobody is answered, and nothing opened, before that (docs/MONEY-PATH.md, steps 5 to 7).
+ *
+ * A writer is one session that commits one batch at a time; while it does, the next operations gather in the queue. A flush in
+ * the event-loop turn after the first arrival was as good as waiting a millisecond for more.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { WriterChain } from '../audit/append.ts';
+import type { ChainHead, Receipt } from '../audit/append.ts';
+import type { Batch } from '../audit/chain.ts';
+import type { Entry } from '../audit/entry.ts';
+import type { NoteSigner } from '../audit/note.ts';
+import type { MadeIn } from './card-store.ts';
+import { VaultError } from './errors.ts';
+import type { ErrorCode } from './errors.ts';
+import { classify, prepareSession } from './writer-session.ts';
+import type { WriterConnector, WriterSession } from './writer-session.ts';
+import type { ClientBase } from 'pg';
+
+/**
+ * What an operation comes to. With an entry: the entry is committed together with whatever the operation wrote, and `outcome` is
+ * answered afterwards. Without (`entry: null`): the operation wrote nothing, and its owner decides from `outcome` what to ask next.
+ */
+export interface Settlement<Outcome> {
+  readonly entry: Entry | null;
+  readonly outcome: Outcome;
+}
+
+/** One transaction's work for many operations: settlements in the order of the operations. */
+export type Execute<Operation, Outcome> = (tx: ClientBase, operations: readonly Operation[], made: MadeIn) => Promise<readonly Settlement<Outcome>[]>;
+
+/** An operation's outcome, and the receipt of its entry; null where it had no entry. */
+export interface Committed<Outcome> {
+  readonly outcome: Outcome;
+  readonly receipt: Receipt | null;
+}
+
+/** Thrown by an `Execute` that met a concurrent writer: the transaction is rolled back and run again. */
+export class TransactionConflict extends Error {}
+
+export interface CommitLimits {
+  /** Operations that may wait; one more is refused as `overloaded`. */
+  readonly maxQueue: number;
+  /** Operations in one transaction. */
+  readonly maxCalls: number;
+  /** Sum of the operations' weights (their items) in one transaction; a single heavier operation goes alone. */
+  readonly maxWeight: number;
+  /** How long an operation may wait for a transaction while the database is away, before `store_unavailable`. */
+  readonly maxWaitMs: number;
+  /** How long the callers of a batch whose COMMIT was not answered wait for it to be settled, before `outcome_unknown`. */
+  readonly maxSettleMs: number;
+}
+
+/** What is worth measuring; implemented by the telemetry adapter. None of these may throw. */
+export interface CommitObserver {
+  queued(depth: number): void;
+  committed(calls: number, weight: number, ms: number): void;
+  /** A transaction that did not commit, by consequence: `conflict`, `refused`, `poison`, `lost`, `commit_unknown`, `buried`, `found_committed`. */
+  disturbed(kind: string, error: unknown): void;
+}
+
+export interface CommitOptions<Operation, Outcome> {
+  readonly role: string;
+  /** The log's name, as which the HSM's key certifies this writer. */
+  readonly origin: string;
+  readonly connector: WriterConnector;
+  readonly signer: NoteSigner;
+  readonly execute: Execute<Operation, Outcome>;
+  /** The entry of an operation that failed in a way that its own code does not handle. */
+  readonly failureEntry: (operation: Operation, code: ErrorCode, now: Date) => Entry;
+  readonly limits: CommitLimits;
+  readonly observer: CommitObserver;
+  readonly now: () => Date;
+  /** Facts for the start entry: what the predecessor left behind. */
+  readonly startDetail: Readonly<Record<string, string | number>>;
+  /** Told of every committed batch, in order. */
+  readonly onHead: (head: ChainHead, closed: boolean) => void;
+}
+
+interface Waiting<Operation, Outcome> {
+  readonly operation: Operation;
+  readonly weight: number;
+  readonly since: number;
+  answered: boolean;
+  readonly resolve: (committed: Committed<Outcome>) => void;
+  readonly reject: (error: VaultError) => void;
+}
+
+type Attempt<Outcome> =
+  | { readonly kind: 'committed'; readonly outcomes: readonly Settlement<Outcome>[]; readonly receipts: readonly Receipt[] }
+  | { readonly kind: 'conflict' | 'poison'; readonly error: unknown }
+  | { readonly kind: 'refused'; readonly error: unknown; readonly code: ErrorCode }
+  | { readonly kind: 'lost'; readonly error: unknown }
+  | { readonly kind: 'commit_unknown'; readonly error: unknown; readonly batch: Batch; readonly outcomes: readonly Settlement<Outcome>[] };
+
+const maxConflicts = 5;
+
+/** One writer and its queue. `open` makes it ready; afterwards `commit` may be called concurrently without limit. */
+export class GroupCommit<Operation, Outcome> {
+  readonly #options: CommitOptions<Operation, Outcome>;
+  #chain: WriterChain;
+  #session: WriterSession | null;
+  #queue: Waiting<Operation, Outcome>[] = [];
+  #wake: (() => void) | null = null;
+  #closing = false;
+  /** No new attempts to reach the database after this moment, once closing. */
+  #giveUpAt = Number.POSITIVE_INFINITY;
+  readonly #served: Promise<void>;
+  readonly #expiry: NodeJS.Timeout;
+  /** Since when (monotonic, ms) the writer has had no usable session; null while it has one. */
+  #awaySince: number | null = null;
+
+  private constructor(options: CommitOptions<Operation, Outcome>, chain: WriterChain, session: WriterSession) {
+    this.#options = options;
+    this.#chain = chain;
+    this.#session = session;
+    this.#served = this.#serve();
+    this.#expiry = setInterval(() => this.#expire(), 250).unref();
+  }
+
+  /**
+   * Connects, has the HSM certify a fresh writer and commits its start entry.
+   *
+   * @throws what the database or the HSM throws, if either is away: the process then does not start to serve.
+   */
+  static async open<Operation, Outcome>(options: CommitOptions<Operation, Outcome>): Promise<GroupCommit<Operation, Outcome>> {
+    const session = await options.connector.connect();
+    try {
+      await prepareSession(session.client);
+      return new GroupCommit(options, await startChain(options, session.client), session);
+    } catch (error) {
+      session.destroy();
+      throw error;
+    }
+  }
+
+  /** The writer's id, as its batches carry it. */
+  get writer(): bigint {
+    return this.#chain.writer;
+  }
+
+  /** How long the writer has been without the database, in ms; 0 while it has it. */
+  awayMs(): number {
+    return this.#awaySince === null ? 0 : performance.now() - this.#awaySince;
+  }
+
+  get depth(): number {
+    return this.#queue.length;
+  }
+
+  /**
+   * Resolves once the operation's entry is durably committed.
+   *
+   * @throws VaultError `overloaded` if too many wait; `store_unavailable` or `audit_unavailable` if nothing was or will be
+   *   written; `outcome_unknown` if that cannot be told in time; `internal` if the operation itself broke its transaction.
+   */
+  commit(operation: Operation, weight = 1): Promise<Committed<Outcome>> {
+    if (this.#closing) return Promise.reject(new VaultError('overloaded'));
+    if (this.#queue.length >= this.#options.limits.maxQueue) return Promise.reject(new VaultError('overloaded'));
+    return new Promise((resolve, reject) => {
+      this.#queue.push({ operation, weight, since: performance.now(), answered: false, resolve, reject });
+      this.#options.observer.queued(this.#queue.length);
+      this.#wake?.();
+    });
+  }
+
+  /**
+   * Commits what waits, closes the chain with a stop entry and ends the session. Waits at most `deadlineMs`, after which what
+   * still waits is refused.
+   */
+  async close(deadlineMs: number): Promise<void> {
+    this.#closing = true;
+    this.#giveUpAt = performance.now() + deadlineMs;
+    this.#wake?.();
+    await this.#served;
+    clearInterval(this.#expiry);
+  }
+
+  async #serve(): Promise<void> {
+    for (;;) {
+      if (this.#queue.length === 0) {
+        if (this.#closing) break;
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+        });
+        this.#wake = null;
+        // Whatever else arrives in this turn of the event loop joins.
+        await new Promise<void>((resolve) => setImmediate(resolve));
+        continue;
+      }
+      if (!(await this.#haveSession())) {
+        for (const waiting of this.#queue.splice(0)) fail(waiting, 'store_unavailable');
+        continue;
+      }
+      const group = this.#take();
+      if (group.length > 0) await this.#commitGroup(group);
+    }
+    await this.#stop();
+  }
+
+  #take(): Waiting<Operation, Outcome>[] {
+    const { maxCalls, maxWeight } = this.#options.limits;
+    let weight = 0;
+    let count = 0;
+    for (const waiting of this.#queue) {
+      if (count > 0 && (count >= maxCalls || weight + waiting.weight > maxWeight)) break;
+      weight += waiting.weight;
+      count += 1;
+    }
+    return this.#queue.splice(0, count).filter((waiting) => !waiting.answered);
+  }
+
+  /** Commits a group whatever comes in between. Every member is answered when this returns. */
+  async #commitGroup(group: readonly Waiting<Operation, Outcome>[]): Promise<void> {
+    const { observer } = this.#options;
+    for (let conflicts = 0; ; ) {
+      // Members whose callers gave up in the meantime are certain not to be committed, so they leave the group.
+      const members = group.filter((waiting) => !waiting.answered);
+      if (members.length === 0) return;
+      if (!(await this.#haveSession(members))) {
+        for (const waiting of members) fail(waiting, 'store_unavailable');
+        return;
+      }
+      const attempt = await this.#attempt(members);
+      if (attempt.kind !== 'committed') observer.disturbed(attempt.kind, attempt.error);
+      switch (attempt.kind) {
+        case 'committed': {
+          answer(members, attempt.outcomes, attempt.receipts);
+          return;
+        }
+        case 'conflict': {
+          conflicts += 1;
+          if (conflicts <= maxConflicts) break;
+          for (const waiting of members) fail(waiting, 'store_unavailable');
+          return;
+        }
+        case 'refused': {
+          for (const waiting of members) fail(waiting, attempt.code, attempt.error);
+          return;
+        }
+        case 'poison': {
+          // One of them breaks the transaction. Halves find it in a logarithm of steps, and its neighbours commit without it.
+          if (members.length === 1) {
+            await this.#failAlone(members[0]!, attempt.error);
+            return;
+          }
+          const half = members.length >> 1;
+          await this.#commitGroup(members.slice(0, half));
+          await this.#commitGroup(members.slice(half));
+          return;
+        }
+        case 'lost': {
+          // COMMIT was not sent: the server rolls back, and the same number is formed again.
+          this.#dropSession();
+          break;
+        }
+        case 'commit_unknown': {
+          this.#dropSession();
+          const settled = await this.#settle(members);
+          observer.disturbed(settled, attempt.error);
+          if (settled === 'found_committed') {
+            const receipts = this.#advance(attempt.batch);
+            answer(members, attempt.outcomes, receipts);
+            return;
+          }
+          if (settled === 'given_up') return;
+          break;
+        }
+      }
+    }
+  }
+
+  /** One transaction, one try. Leaves the session clean, or the attempt says that it is lost. */
+  async #attempt(members: readonly Waiting<Operation, Outcome>[]): Promise<Attempt<Outcome>> {
+    const { execute, now } = this.#options;
+    const session = this.#session!;
+    const tx = session.client;
+    const startedAt = now();
+    const startedMs = performance.now();
+    const begun = quiet(tx.query('BEGIN'));
+
+    // 5.1 The operations' own rows. Nothing is committed: a crash here leaves nothing behind.
+    let outcomes: readonly Settlement<Outcome>[];
+    try {
+      outcomes = await execute(tx, members.map((waiting) => waiting.operation), { at: startedAt, writer: this.#chain.writer, batch: this.#chain.nextNumber });
+      await begun;
+    } catch (error) {
+      return await this.#rollBack(session, error);
+    }
+    const entries = outcomes.flatMap((settlement) => (settlement.entry === null ? [] : [settlement.entry]));
+    if (entries.length === 0) {
+      const rolledBack = await this.#rollBack(session, null);
+      return rolledBack.kind === 'lost' ? rolledBack : { kind: 'committed', outcomes, receipts: [] };
+    }
+
+    // 5.2 The batch of their entries, and COMMIT right behind it on the wire.
+    // A crash before COMMIT arrives leaves nothing; after it, everything is durable and nobody has been answered yet.
+    let batch: Batch;
+    try {
+      batch = this.#chain.form(entries, startedAt);
+    } catch (error) {
+      return await this.#rollBack(session, error);
+    }
+    const appended = quiet(this.#chain.append(tx, batch));
+    const committed = quiet(tx.query('COMMIT'));
+    try {
+      await appended;
+    } catch (error) {
+      if (!session.alive() || classify(error) === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
+      // The batch was refused, so COMMIT behind it can only have rolled back.
+      await committed.catch(() => undefined);
+      return { kind: 'refused', error, code: 'audit_unavailable' };
+    }
+    try {
+      const { command } = await committed;
+      if (command !== 'COMMIT') return { kind: 'refused', error: new Error('COMMIT was answered by a rollback'), code: 'store_unavailable' };
+    } catch (error) {
+      if (!session.alive()) return { kind: 'commit_unknown', error, batch, outcomes };
+      const consequence = classify(error);
+      if (consequence === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
+      return consequence === 'refused' ? { kind: 'refused', error, code: 'store_unavailable' } : { kind: consequence, error };
+    }
+
+    // 6. Only now is anything true.
+    const receipts = this.#advance(batch);
+    this.#options.observer.committed(members.length, members.reduce((sum, waiting) => sum + waiting.weight, 0), performance.now() - startedMs);
+    return { kind: 'committed', outcomes, receipts };
+  }
+
+  async #rollBack(session: WriterSession, error: unknown): Promise<Exclude<Attempt<Outcome>, { kind: 'committed' | 'commit_unknown' }>> {
+    if (!session.alive()) return { kind: 'lost', error };
+    try {
+      await session.client.query('ROLLBACK');
+    } catch (rollbackError) {
+      return { kind: 'lost', error: error ?? rollbackError };
+    }
+    if (error instanceof TransactionConflict) return { kind: 'conflict', error };
+    const consequence = classify(error);
+    // The session lives, so an error without an SQLSTATE is one of our own code, met by one of the operations.
+    if (consequence === 'lost') return { kind: hasSqlState(error) ? 'lost' : 'poison', error };
+    return consequence === 'refused' ? { kind: 'refused', error, code: 'store_unavailable' } : { kind: consequence, error };
+  }
+
+  /**
+   * 7. A COMMIT that was not answered: the tombstone decides, and the decision is final. Callers wait for it at most
+   * `maxSettleMs`; the writer waits as long as the database is away, because it must not form another batch before.
+   */
+  async #settle(members: readonly Waiting<Operation, Outcome>[]): Promise<'found_committed' | 'buried' | 'given_up'> {
+    const { limits, now } = this.#options;
+    const tombstone = this.#chain.tombstone(now());
+    const patience = setTimeout(() => {
+      for (const waiting of members) fail(waiting, 'outcome_unknown');
+    }, limits.maxSettleMs);
+    try {
+      for (;;) {
+        if (!(await this.#haveSession([]))) {
+          for (const waiting of members) fail(waiting, 'outcome_unknown');
+          return 'given_up';
+        }
+        try {
+          const standing = await this.#chain.bury(this.#session!.client, tombstone);
+          if (standing === 'committed') return 'found_committed';
+          this.#advance(tombstone);
+          return 'buried';
+        } catch (error) {
+          this.#options.observer.disturbed('settling', error);
+          this.#dropSession();
+          await sleep(100);
+        }
+      }
+    } finally {
+      clearTimeout(patience);
+    }
+  }
+
+  /** The operation broke its own transaction: its entry says so, alone, and its caller gets `internal`. */
+  async #failAlone(waiting: Waiting<Operation, Outcome>, cause: unknown): Promise<void> {
+    const entry = this.#options.failureEntry(waiting.operation, 'internal', this.#options.now());
+    for (let tries = 0; tries < maxConflicts && !waiting.answered; tries += 1) {
+      if (!(await this.#haveSession([waiting]))) break;
+      const session = this.#session!;
+      const batch = this.#chain.form([entry], this.#options.now());
+      try {
+        await session.client.query('BEGIN');
+        await this.#chain.append(session.client, batch);
+      } catch (error) {
+        const rolledBack = await this.#rollBack(session, error);
+        this.#options.observer.disturbed(rolledBack.kind, error);
+        if (rolledBack.kind === 'lost') this.#dropSession();
+        continue;
+      }
+      try {
+        await session.client.query('COMMIT');
+        this.#advance(batch);
+      } catch (error) {
+        this.#options.observer.disturbed('commit_unknown', error);
+        this.#dropSession();
+        const settled = await this.#settle([waiting]);
+        if (settled === 'given_up') return;
+        if (settled === 'buried') continue;
+        this.#advance(batch);
+      }
+      fail(waiting, 'internal', cause);
+    }
+    fail(waiting, 'audit_unavailable', cause);
+  }
+
+  #advance(batch: Batch): Receipt[] {
+    const receipts = this.#chain.committed(batch);
+    const head = this.#chain.head();
+    if (head !== null) this.#options.onHead(head, false);
+    return receipts;
+  }
+
+  /**
+   * Makes sure of a session, trying again while any of `members` still waits (always, if it is empty) and the writer may go on.
+   * Members that have waited too long are refused with `store_unavailable`: nothing of them was written.
+   */
+  async #haveSession(members: readonly Waiting<Operation, Outcome>[] = this.#queue): Promise<boolean> {
+    const { limits, connector, observer } = this.#options;
+    const forMembers = members !== this.#queue && members.length > 0;
+    for (let delayMs = 20; this.#session === null || !this.#session.alive(); delayMs = Math.min(delayMs * 2, 1000)) {
+      this.#dropSession();
+      const time = performance.now();
+      if (time > this.#giveUpAt) return false;
+      if (forMembers) {
+        for (const waiting of members) if (time - waiting.since > limits.maxWaitMs) fail(waiting, 'store_unavailable');
+        if (members.every((waiting) => waiting.answered)) return false;
+      }
+      let session: WriterSession | null = null;
+      try {
+        session = await connector.connect();
+        await prepareSession(session.client);
+        this.#session = session;
+        this.#awaySince = null;
+      } catch (error) {
+        session?.destroy();
+        observer.disturbed('connect', error);
+        await sleep(delayMs);
+      }
+    }
+    return true;
+  }
+
+  #dropSession(): void {
+    this.#session?.destroy();
+    this.#session = null;
+    this.#awaySince ??= performance.now();
+  }
+
+  #expire(): void {
+    const limit = performance.now() - this.#options.limits.maxWaitMs;
+    while (this.#queue.length > 0 && this.#queue[0]!.since < limit) fail(this.#queue.shift()!, 'store_unavailable');
+  }
+
+  /** The stop entry tells that the chain ends here on purpose. If it cannot be written, the successor names the last batch instead. */
+  async #stop(): Promise<void> {
+    const session = this.#session;
+    if (session === null || !session.alive()) return;
+    const batch = this.#chain.form([{ action: 'writer.stop', at: this.#options.now(), outcome: 'allowed', detail: { writer: this.#chain.name } }], this.#options.now());
+    try {
+      await session.client.query('BEGIN');
+      await this.#chain.append(session.client, batch);
+      await session.client.query('COMMIT');
+      this.#chain.committed(batch);
+      this.#options.onHead(this.#chain.head()!, true);
+    } catch (error) {
+      this.#options.observer.disturbed('stop', error);
+    }
+    await session.end();
+  }
+}
+
+/** Registers a fresh writer: its row and its start entry, in one transaction. If the answer to COMMIT is lost, this writer is never used. */
+async function startChain<Operation, Outcome>(options: CommitOptions<Operation, Outcome>, client: ClientBase): Promise<WriterChain> {
+  const chain = await WriterChain.start({ role: options.role, origin: options.origin, signer: options.signer, now: options.now() });
+  const batch = chain.form([{ action: 'writer.start', at: chain.startedAt, outcome: 'allowed', detail: { ...options.startDetail, role: options.role, writer: chain.name } }], chain.startedAt);
+  await client.query('BEGIN');
+  await chain.register(client);
+  await chain.append(client, batch);
+  await client.query('COMMIT');
+  chain.committed(batch);
+  options.onHead(chain.head()!, false);
+  return chain;
+}
+
+function answer<Operation, Outcome>(members: readonly Waiting<Operation, Outcome>[], outcomes: readonly Settlement<Outcome>[], receipts: readonly Receipt[]): void {
+  let next = 0;
+  for (const [index, waiting] of members.entries()) {
+    const settlement = outcomes[index]!;
+    const receipt = settlement.entry === null ? null : receipts[next++]!;
+    if (waiting.answered) continue;
+    waiting.answered = true;
+    waiting.resolve({ outcome: settlement.outcome, receipt });
+  }
+}
+
+function fail<Operation, Outcome>(waiting: Waiting<Operation, Outcome>, code: ErrorCode, cause?: unknown): void {
+  if (waiting.answered) return;
+  waiting.answered = true;
+  waiting.reject(new VaultError(code, { cause }));
+}
+
+/** Keeps a rejection that is awaited later from counting as unhandled in the meantime. */
+function quiet<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => undefined);
+  return promise;
+}
+
+function hasSqlState(error: unknown): boolean {
+  return typeof error === 'object' && error !== null && 'code' in error && typeof error.code === 'string' && error.code.length === 5;
+}

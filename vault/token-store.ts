@@ -1,0 +1,97 @@
+/** SQL of further tokens and of idempotency keys, one function a statement. */
+import type { ClientBase } from 'pg';
+import { byteaArray, int4Array, textArray } from './binary-arrays.ts';
+import type { MadeIn } from './card-store.ts';
+
+/** A token of a card that has one already. */
+export interface FurtherToken {
+  readonly tenantId: number;
+  readonly token: string;
+  readonly cardToken: string;
+  readonly tokenMac: Buffer;
+  readonly metadata: string | null;
+}
+
+export async function insertTokens(tx: ClientBase, tokens: readonly FurtherToken[], made: MadeIn): Promise<void> {
+  await tx.query({
+    name: 'insert-tokens',
+    text: `INSERT INTO tokens (tenant_id, token, card_token, format, status, row_version, token_expires_at, token_mac, metadata, created_at, made_writer, made_batch)
+           SELECT t.tenant_id, t.token, t.card_token, 0, 0, 1, NULL, t.token_mac, t.metadata::jsonb, $6::timestamptz, $7::bigint, $8::bigint
+           FROM unnest($1::int[], $2::text[], $3::text[], $4::bytea[], $5::text[]) AS t(tenant_id, token, card_token, token_mac, metadata)`,
+    values: [
+      int4Array(tokens.map((token) => token.tenantId)),
+      textArray(tokens.map((token) => token.token)),
+      textArray(tokens.map((token) => token.cardToken)),
+      byteaArray(tokens.map((token) => token.tokenMac)),
+      textArray(tokens.map((token) => token.metadata)),
+      made.at,
+      made.writer,
+      made.batch,
+    ],
+  });
+}
+
+export interface IdempotencyRow {
+  readonly tenantId: number;
+  /** SHA-256 over caller, path and key; 32 bytes. */
+  readonly keyHash: Buffer;
+  /** HMAC-SHA-256 of the canonical request, the PAN replaced by its fingerprint; 32 bytes. */
+  readonly requestMac: Buffer;
+  readonly token: string;
+  /** Whether the call that used the key made the token. */
+  readonly created: boolean;
+}
+
+/** Keys used since `since`; older ones count as never used, whether or not they were swept. */
+export async function findIdempotencyKeys(tx: ClientBase, tenantIds: readonly number[], keyHashes: readonly Buffer[], since: Date): Promise<IdempotencyRow[]> {
+  const { rows } = await tx.query<{ tenant_id: number; key_hash: Buffer; request_mac: Buffer; token: string; created: boolean }>({
+    name: 'find-idempotency-keys',
+    text: `SELECT k.tenant_id, k.key_hash, k.request_mac, k.token, k.created
+           FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)
+           JOIN idempotency_keys k ON k.tenant_id = q.tenant_id AND k.key_hash = q.key_hash
+           WHERE k.created_at > $3::timestamptz`,
+    values: [int4Array(tenantIds), byteaArray(keyHashes), since],
+  });
+  return rows.map((row) => ({ tenantId: row.tenant_id, keyHash: row.key_hash, requestMac: row.request_mac, token: row.token, created: row.created }));
+}
+
+/**
+ * Records keys of this transaction's calls. Keys that ran out before `since` are taken over.
+ *
+ * @returns how many were recorded: fewer than given means that another writer has just used one of them, and the transaction
+ *   must be rolled back and tried again, now seeing it.
+ */
+export async function insertIdempotencyKeys(tx: ClientBase, keys: readonly IdempotencyRow[], at: Date, since: Date): Promise<number> {
+  await tx.query({
+    name: 'expire-idempotency-keys',
+    text: `DELETE FROM idempotency_keys k USING unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)
+           WHERE k.tenant_id = q.tenant_id AND k.key_hash = q.key_hash AND k.created_at <= $3::timestamptz`,
+    values: [int4Array(keys.map((key) => key.tenantId)), byteaArray(keys.map((key) => key.keyHash)), since],
+  });
+  const result = await tx.query({
+    name: 'insert-idempotency-keys',
+    text: `INSERT INTO idempotency_keys (tenant_id, key_hash, request_mac, token, created, created_at)
+           SELECT k.tenant_id, k.key_hash, k.request_mac, k.token, k.created = 1, $6::timestamptz
+           FROM unnest($1::int[], $2::bytea[], $3::bytea[], $4::text[], $5::int[]) AS k(tenant_id, key_hash, request_mac, token, created)
+           ON CONFLICT (tenant_id, key_hash) DO NOTHING`,
+    values: [
+      int4Array(keys.map((key) => key.tenantId)),
+      byteaArray(keys.map((key) => key.keyHash)),
+      byteaArray(keys.map((key) => key.requestMac)),
+      textArray(keys.map((key) => key.token)),
+      int4Array(keys.map((key) => (key.created ? 1 : 0))),
+      at,
+    ],
+  });
+  return result.rowCount ?? 0;
+}
+
+/** Removes keys that ran out before `before`, at most `limit` at once. @returns how many went. */
+export async function sweepIdempotencyKeys(client: ClientBase, before: Date, limit: number): Promise<number> {
+  const result = await client.query({
+    text: `DELETE FROM idempotency_keys WHERE (tenant_id, key_hash) IN
+             (SELECT tenant_id, key_hash FROM idempotency_keys WHERE created_at <= $1::timestamptz LIMIT $2::int)`,
+    values: [before, limit],
+  });
+  return result.rowCount ?? 0;
+}

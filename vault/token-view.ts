@@ -1,0 +1,65 @@
+/** A token as it may be shown: everything but the PAN, the cardholder and the fingerprint. Pure. */
+import type { TokenRow } from './card-store.ts';
+import { tokenMacHolds } from './token-mac.ts';
+import type { TokenStatus } from './token-mac.ts';
+import type { Tenant } from './tenants.ts';
+
+export type EffectiveStatus = TokenStatus | 'expired';
+
+export interface TokenView {
+  readonly token: string;
+  readonly format: 'opaque';
+  readonly status: EffectiveStatus;
+  readonly card_id: string;
+  readonly brand: string;
+  readonly bin: string | null;
+  readonly last4: string;
+  readonly length: number;
+  /** YYYY-MM. */
+  readonly expiry: string | null;
+  readonly created_at: string;
+  readonly expires_at: string | null;
+}
+
+/** Whether the row is as the vault wrote it: its MAC binds the token to its card, status and life. */
+export function rowIsGenuine(tenant: Tenant, row: TokenRow): boolean {
+  if (row.status === null || row.fingerprint.length !== 32 || row.cardId.length !== 16) return false;
+  return tokenMacHolds(tenant.keys.rowMacKey, { tenant: tenant.name, fingerprint: row.fingerprint, cardId: row.cardId, token: row.token, status: row.status, expiresAt: row.expiresAt, rowVersion: row.rowVersion }, row.tokenMac);
+}
+
+/** The status that holds at `now`: a token past its end is expired, whatever its row says. */
+export function effectiveStatus(row: TokenRow, now: Date): EffectiveStatus {
+  const status = row.status ?? 'revoked';
+  return status !== 'revoked' && row.expiresAt !== null && row.expiresAt <= now ? 'expired' : status;
+}
+
+export function viewOf(row: TokenRow, now: Date): TokenView {
+  return {
+    token: row.token,
+    format: 'opaque',
+    status: effectiveStatus(row, now),
+    card_id: cardIdText(row.cardId),
+    brand: row.brand,
+    bin: row.bin,
+    last4: row.last4,
+    length: row.panLength,
+    expiry: expiryText(row.expiry),
+    created_at: row.createdAt.toISOString(),
+    expires_at: row.expiresAt?.toISOString() ?? null,
+  };
+}
+
+/** The public name of a card: `card_` and its 16 random bytes in hex. */
+export function cardIdText(cardId: Uint8Array): string {
+  return `card_${Buffer.from(cardId.buffer, cardId.byteOffset, cardId.byteLength).toString('hex')}`;
+}
+
+/** `YYYY-MM` of a stored YYYYMM. */
+export function expiryText(expiry: number | null): string | null {
+  return expiry === null ? null : `${String(Math.floor(expiry / 100)).padStart(4, '0')}-${String(expiry % 100).padStart(2, '0')}`;
+}
+
+/** YYYYMM of `YYYY-MM`, which the schema has checked. */
+export function expiryNumber(text: string): number {
+  return Number(text.slice(0, 4)) * 100 + Number(text.slice(5, 7));
+}
