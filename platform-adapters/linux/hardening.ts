@@ -1,0 +1,83 @@
+import { existsSync, readFileSync } from 'node:fs'
+import inspector from 'node:inspector'
+import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+
+/** What the process is like now, read back from the kernel. */
+export interface HardeningReport {
+  /** False: no other process of this user may read our memory. */
+  readonly dumpable: boolean
+  readonly noNewPrivileges: boolean
+  /** True if no page in use can reach a swap area. */
+  readonly memoryLocked: boolean
+  /** Swap areas that are active while the memory is not locked, as in /proc/swaps. Empty is good. */
+  readonly swap: readonly string[]
+}
+
+export interface HardeningOptions {
+  /** What to do when memory could be swapped out: `refuse` throws, `warn` leaves it to the caller to tell {@link HardeningReport.swap}. */
+  readonly swap: 'refuse' | 'warn'
+  /** Leaves the memory readable by the same user's processes, so that the tests which search it for card numbers can run without root. Never in production: the caller refuses it there. */
+  readonly dumpable?: boolean
+}
+
+interface Addon {
+  apply(dumpable: boolean, lockMemory: boolean): { dumpable: boolean; noNewPrivileges: boolean; coreSoft: number; coreHard: number; memoryLocked: boolean }
+}
+
+/** docker/set-up.js compiles it there from hardening.c. */
+const ADDON = fileURLToPath(new URL('../../node_modules/.cofre/hardening.node', import.meta.url))
+
+/** Options of Node that open the memory to a debugger or write parts of it to disk. */
+const UNSAFE_OPTION = /^--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof$|trace-event|perf-)/
+
+/** capabilities(7): CAP_IPC_LOCK is bit 14. */
+const CAP_IPC_LOCK = 1n << 14n
+
+/**
+ * Takes this process's memory out of reach of others and of the disk, verifies it, and returns what it found: no core files, undumpable, no new privileges, locked memory where the limits allow it.
+ * Called once at start, before any secret is read; calling it again changes nothing. Child processes inherit the core limit and no-new-privileges.
+ *
+ * @throws one clear line: the addon is missing or the kernel refused, an inspector is open or could be opened (SIGUSR1), an option of Node would write memory to disk, or memory could be swapped out and `swap` is `refuse`.
+ */
+export function hardenProcess(options: HardeningOptions): HardeningReport {
+  const unsafe = unsafeOption(process.execArgv, process.env['NODE_OPTIONS'])
+  if (unsafe !== null) throw new Error(`Node's option ${unsafe} would open or write out the memory of the vault: start without it`)
+  if (inspector.url() !== undefined) throw new Error('a debugger is listening: the vault does not start with one')
+  if (!process.execArgv.includes('--disable-sigusr1')) throw new Error('Node was started without --disable-sigusr1, so a signal could open a debugger: start with npm start or npx cofre')
+
+  if (!existsSync(ADDON)) throw new Error('the hardening addon is not built: run npm start, or node docker/bootstrap.js set-up')
+  const addon = createRequire(import.meta.url)(ADDON) as Addon
+  let state: ReturnType<Addon['apply']>
+  try {
+    state = addon.apply(options.dumpable === true, mayLockMemory(readFileSync('/proc/self/limits', 'utf8'), readFileSync('/proc/self/status', 'utf8')))
+  } catch (cause) {
+    throw new Error('the kernel refused to harden the process', { cause })
+  }
+  if (state.dumpable !== (options.dumpable === true) || !state.noNewPrivileges || state.coreSoft !== 0 || state.coreHard !== 0) throw new Error('the kernel did not keep what was asked of it: the process is not hardened')
+
+  const swap = state.memoryLocked ? [] : swapAreas(existsSync('/proc/swaps') ? readFileSync('/proc/swaps', 'utf8') : '')
+  if (swap.length > 0 && options.swap === 'refuse') throw new Error('swap is on, so card numbers could reach the disk: turn it off (swapoff -a), or allow the process to lock its memory (LimitMEMLOCK=infinity)')
+  return { dumpable: state.dumpable, noNewPrivileges: state.noNewPrivileges, memoryLocked: state.memoryLocked, swap }
+}
+
+/** Returns the name of the first option, from the command line or NODE_OPTIONS, that exposes memory; null if there is none. Pure. */
+export function unsafeOption(execArgv: readonly string[], nodeOptions = ''): string | null {
+  // Node takes `_` for `-` within names, and quotes in NODE_OPTIONS.
+  const words = [...execArgv, ...nodeOptions.split(/[\s"']+/)].map((word) => word.split('=')[0]!.replaceAll('_', '-'))
+  return words.find((word) => UNSAFE_OPTION.test(word)) ?? null
+}
+
+/** Returns the swap areas named in the text of /proc/swaps, whose first line is a heading (proc(5)). Pure. */
+export function swapAreas(text: string): string[] {
+  return text.trim().split('\n').slice(1).map((line) => line.split(/\s+/)[0]!)
+}
+
+/**
+ * True if all memory, now and later, may be locked: without a limit, or with CAP_IPC_LOCK. Under a mere large limit it is not tried: a later allocation beyond it would fail and end the process. Takes the text of /proc/self/limits and /proc/self/status. Pure.
+ */
+export function mayLockMemory(limits: string, status: string): boolean {
+  if (/^Max locked memory\s+unlimited\s/m.test(limits)) return true
+  const effective = /^CapEff:\s+([0-9a-f]+)$/m.exec(status)?.[1]
+  return effective !== undefined && (BigInt(`0x${effective}`) & CAP_IPC_LOCK) !== 0n
+}
