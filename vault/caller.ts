@@ -70,8 +70,8 @@ const known = new WeakMap<TLSSocket, { readonly caller: Caller } | { readonly re
  * The caller behind a connection, the certificate being read once a connection. Right for resumed sessions as well: the ticket carries
  * the certificate of the first handshake. It does not look at revocation: `authenticate` does, on every request.
  *
- * @throws VaultError `not_authorized` for a connection without a verified certificate. TLS 1.3 makes that case real: OpenSSL sends a session
- * ticket even to a client that gave no certificate, and Node calls the session resumed with it `authorized`.
+ * @throws VaultError `not_authorized` for a connection without a verified certificate. `authorized` alone does not say so: older releases
+ * of Node 24 set it for every resumed TLS 1.3 session without a certificate (nodejs/node issue 35317; 24.21 does not).
  */
 export function callerOf(socket: TLSSocket, trustDomain: string): Caller {
   let entry = known.get(socket);

@@ -171,7 +171,8 @@ export class TlsListener {
 
   #admit(socket: TLSSocket): void {
     const certificate = socket.authorized ? socket.getPeerX509Certificate() : undefined;
-    // OpenSSL gives a session ticket even to a client without a certificate, before Node hangs up on it; resumed, Node calls it authorized.
+    // Older releases of Node 24 call a resumed TLS 1.3 session without a certificate `authorized` (nodejs/node issue 35317). No such ticket leaves
+    // this server, which hangs up first; that is not enough to stake the door on.
     if (certificate === undefined) return this.#refuse(socket, 'no client certificate');
     // Directly issued: only for these authorities is there a revocation list. It also stops a session whose authority was taken out since.
     if (!isIssuedBy(certificate, this.#material.authorities)) return this.#refuse(socket, 'not issued by an authority of ours');

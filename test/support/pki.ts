@@ -1,5 +1,5 @@
 import { createPrivateKey, generateKeyPairSync, X509Certificate } from 'node:crypto';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls';
@@ -26,6 +26,15 @@ export interface TestPki {
   crl(fields?: Partial<CrlFields>): string;
   /** Opens a TLS connection to the loopback port, trusting this authority; resolves when the handshake is done as the client sees it. */
   connect(port: number, credentials: Credentials | null, options?: ConnectionOptions): Promise<TLSSocket>;
+}
+
+const sessions = new WeakMap<TLSSocket, Buffer>();
+
+/** The ticket that the server gave on this connection. There is one once an answer was read, because tickets are sent before it. */
+export function sessionOf(socket: TLSSocket): Buffer {
+  const session = sessions.get(socket);
+  if (session === undefined) throw new Error('the server gave no ticket on this connection');
+  return session;
 }
 
 interface Cleanup {
@@ -61,6 +70,7 @@ export function testPki(t: Cleanup, options: { readonly trustDomain?: string; re
       new Promise((resolve, reject) => {
         const socket = connect({ host: '127.0.0.1', servername: 'localhost', port, ca: read('ca.pem'), ...credentials, ...extra });
         t.teardown(() => socket.destroy());
+        socket.on('session', (session) => sessions.set(socket, session));
         socket.once('secureConnect', () => {
           socket.off('error', reject);
           // A server that refuses a certificate under TLS 1.3 does so after this: whoever waits for it listens for 'close'.
@@ -82,8 +92,8 @@ export function strangeKey(): string {
   return generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).privateKey.export({ type: 'pkcs8', format: 'pem' }).toString();
 }
 
-/** Replaces a file in a way that every clock resolution notices: the inode changes. */
-export function put(path: string, content: string): void {
-  rmSync(path, { force: true });
-  writeFileSync(path, content);
+/** Replaces a file at once, as a certificate manager does: whoever looks sees the old one or the new one. */
+export function put(path: string, content: string | Uint8Array): void {
+  writeFileSync(`${path}.put`, content);
+  renameSync(`${path}.put`, path);
 }
