@@ -13,6 +13,8 @@ export interface Round {
   readonly cpuSeconds: { readonly client: number; readonly server: number; readonly postgres: number };
   /** Resident bytes of the server's processes. */
   readonly serverBytes: { readonly before: number; readonly peak: number; readonly after: number };
+  /** Processor time of server and PostgreSQL for one right answer: the figure that other load on the machine disturbs least. */
+  readonly cpuMicrosPerAnswer: number;
   /** Operations in one commit, on average; null if the target does not tell. */
   readonly commitSize: number | null;
 }
@@ -37,7 +39,7 @@ export interface Comparison {
   readonly real: Summary | null;
   readonly bare: Summary | null;
   /** Real by bare: of the medians, and the lowest and highest of neighbouring rounds. */
-  readonly ratio: { readonly perSecond: number; readonly lowest: number; readonly highest: number; readonly p99: number } | null;
+  readonly ratio: { readonly perSecond: number; readonly lowest: number; readonly highest: number; readonly p99: number; readonly cpuPerAnswer: number } | null;
 }
 
 /** The middle value, or the mean of the two in the middle; 0 of none. */
@@ -63,6 +65,7 @@ export function summarize(rounds: readonly Round[]): Summary | null {
     seconds: of((round) => round.seconds),
     answered: of((round) => round.answered),
     cpuSeconds: { client: of((round) => round.cpuSeconds.client), server: of((round) => round.cpuSeconds.server), postgres: of((round) => round.cpuSeconds.postgres) },
+    cpuMicrosPerAnswer: of((round) => round.cpuMicrosPerAnswer),
     serverBytes: { before: rounds[0]!.serverBytes.before, peak: Math.max(...rounds.map((round) => round.serverBytes.peak)), after: rounds.at(-1)!.serverBytes.after },
     commitSize: sizes.length === 0 ? null : median(sizes),
   };
@@ -74,10 +77,10 @@ export function compare(measurement: Measurement): Comparison {
   const bare = summarize(measurement.bare);
   if (real === null || bare === null) return { scenario, connections, real, bare, ratio: null };
   const pairs = measurement.real.flatMap((round, i) => (measurement.bare[i] === undefined ? [] : round.perSecond / measurement.bare[i].perSecond));
-  return { scenario, connections, real, bare, ratio: { perSecond: real.perSecond / bare.perSecond, lowest: Math.min(...pairs), highest: Math.max(...pairs), p99: real.latencyMs.p99 / bare.latencyMs.p99 } };
+  return { scenario, connections, real, bare, ratio: { perSecond: real.perSecond / bare.perSecond, lowest: Math.min(...pairs), highest: Math.max(...pairs), p99: real.latencyMs.p99 / bare.latencyMs.p99, cpuPerAnswer: real.cpuMicrosPerAnswer / bare.cpuMicrosPerAnswer } };
 }
 
-const columns = ['scenario', 'conn', 'target', 'per second', 'low..high', 'p50 ms', 'p95', 'p99', 'max', 'CPU s client', 'server', 'postgres', 'RSS MiB before', 'peak', 'after', 'commit', 'of bare', 'errors'] as const;
+const columns = ['scenario', 'conn', 'target', 'per second', 'low..high', 'p50 ms', 'p95', 'p99', 'max', 'CPU s client', 'server', 'postgres', 'us/answer', 'RSS MiB before', 'peak', 'after', 'commit', 'of bare', 'errors'] as const;
 
 /** The table for a terminal, one line a target. */
 export function table(comparisons: readonly Comparison[]): string {
@@ -85,11 +88,12 @@ export function table(comparisons: readonly Comparison[]): string {
   for (const { scenario, connections, real, bare, ratio } of comparisons) {
     for (const [name, summary] of [['real', real], ['bare', bare]] as const) {
       if (summary === null) continue;
-      const { latencyMs, cpuSeconds, serverBytes } = summary;
+      const { latencyMs, cpuSeconds, cpuMicrosPerAnswer, serverBytes } = summary;
       rows.push([
         scenario, String(connections), name, summary.perSecond.toFixed(0), summary.perSecondRange.map((rate) => rate.toFixed(0)).join('..'),
         ...[latencyMs.p50, latencyMs.p95, latencyMs.p99, latencyMs.max].map((ms) => ms.toFixed(1)),
         ...[cpuSeconds.client, cpuSeconds.server, cpuSeconds.postgres].map((seconds) => seconds.toFixed(2)),
+        cpuMicrosPerAnswer.toFixed(0),
         ...[serverBytes.before, serverBytes.peak, serverBytes.after].map((bytes) => (bytes / 2 ** 20).toFixed(0)),
         summary.commitSize?.toFixed(1) ?? '-',
         name === 'real' && ratio !== null ? `${(ratio.perSecond * 100).toFixed(0)} % (${(ratio.lowest * 100).toFixed(0)}..${(ratio.highest * 100).toFixed(0)})` : '-',
