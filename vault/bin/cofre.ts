@@ -1,0 +1,77 @@
+/** The command line: `cofre <command>`. Exit codes: 0 done, 1 failed or refused, 2 not understood. */
+import { parseArgs } from 'node:util';
+import { resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { ConfigError, loadConfig } from '../config.ts';
+import { initialize } from './init.ts';
+import { serve } from './serve.ts';
+
+const usage = `cofre <command> [options]
+
+  serve   run the appliance (npm start does it for you)
+  init    make the vault's keys inside the HSM, from one reviewed file
+
+  --home DIR      state of the vault; default COFRE_HOME, else .cofre beside the package
+  --config FILE   configuration; default cofre.config.yaml in the home, else the defaults of development
+  --help          this, or the command's own help
+`;
+
+const help: Readonly<Record<string, string>> = {
+  serve: `cofre serve [--home DIR] [--config FILE]
+
+Runs the appliance until SIGTERM or SIGINT. Prints "cofre ready <url>" once requests are accepted; messages are JSON lines on
+standard error. SIGHUP reloads policies, certificates and the revocation list. DATABASE_URL names a PostgreSQL of yours.
+`,
+  init: `cofre init --ceremony FILE [--json] [--home DIR] [--config FILE]
+
+Makes every key of the ceremony file inside the HSM and reports what was made. Refuses if any label exists already. The user PIN
+is read from the file that hsm.pin_file names; docs/configuration.md shows a ceremony file.
+`,
+};
+
+/** Runs one command. @returns the exit code. */
+export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
+  const [command, ...rest] = argv;
+  if (command === undefined || command === '--help' || command === 'help') {
+    process.stdout.write(usage);
+    return command === undefined ? 2 : 0;
+  }
+  const text = help[command];
+  if (text === undefined) {
+    process.stderr.write(`cofre: there is no command of that name; cofre --help lists them\n`);
+    return 2;
+  }
+  let values;
+  try {
+    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, help: { type: 'boolean' } } }));
+  } catch {
+    process.stderr.write(`cofre ${command}: an option is not understood; cofre ${command} --help lists them\n`);
+    return 2;
+  }
+  if (values.help === true) {
+    process.stdout.write(text);
+    return 0;
+  }
+  const home = resolve(values.home ?? (env['COFRE_HOME'] || fileURLToPath(new URL('../../.cofre', import.meta.url))));
+  try {
+    const config = loadConfig({ home, file: values.config === undefined ? null : resolve(values.config), env });
+    if (command === 'init') {
+      if (values.ceremony === undefined) {
+        process.stderr.write('cofre init: --ceremony FILE is needed\n');
+        return 2;
+      }
+      await initialize({ home, config, file: resolve(values.ceremony), json: values.json === true, print: (line) => process.stdout.write(`${line}\n`) });
+    } else {
+      await serve({ home, config, env, print: (line) => process.stdout.write(`${line}\n`) });
+    }
+    return 0;
+  } catch (error) {
+    // One line: the first of the message, which is ours. The stack is for those who ask.
+    const message = error instanceof Error ? (error.message.split('\n')[0] ?? '') : 'failed';
+    process.stderr.write(`cofre: ${message}\n`);
+    if (env['COFRE_DEBUG'] === '1' && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
+    return error instanceof ConfigError ? 2 : 1;
+  }
+}
+
+process.exitCode = await main(process.argv.slice(2), process.env);

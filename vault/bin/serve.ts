@@ -1,0 +1,355 @@
+/** The appliance's composition root: reads the configuration, builds everything by plain calls in order, and serves. */
+import { join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { AddressInfo } from 'node:net';
+import type { Server } from 'node:net';
+import type { FastifyInstance } from 'fastify';
+import { Client, Pool } from 'pg';
+import { LastBatchFile } from '../../audit/last-batch-file.ts';
+import { openKeyring } from '../../hsm/keyring.ts';
+import type { Keyring } from '../../hsm/keyring.ts';
+import { hardenProcess } from '../../platform-adapters/linux/hardening.ts';
+import { adminConnection, assertDurable, connectionFor, databaseOf } from '../../platform-adapters/postgres/connect.ts';
+import { startEmbedded } from '../../platform-adapters/postgres/embedded.ts';
+import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts';
+import { migrate } from '../../platform-adapters/postgres/migrate.ts';
+import { ensureRoles } from '../../platform-adapters/postgres/roles.ts';
+import { ensureTenants } from '../../platform-adapters/postgres/tenants.ts';
+import { createWriterConnector } from '../../platform-adapters/postgres/writer-connector.ts';
+import { createTelemetry } from '../../platform-adapters/telemetry/listener.ts';
+import type { Readiness } from '../../platform-adapters/telemetry/listener.ts';
+import { createLog, describe } from '../../platform-adapters/telemetry/log.ts';
+import type { Log } from '../../platform-adapters/telemetry/log.ts';
+import { createMetrics } from '../../platform-adapters/telemetry/metrics.ts';
+import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
+import { GroupCommit } from '../commit.ts';
+import type { Execute } from '../commit.ts';
+import { milliseconds } from '../config.ts';
+import type { Config } from '../config.ts';
+import { detokenizeEntry } from '../detokenize.ts';
+import { loadPolicy } from '../policy.ts';
+import { sweepQuotas } from '../quota.ts';
+import { RevocationList } from '../revocation.ts';
+import { addAdminRoutes } from '../admin.ts';
+import { addDetokenizingRoutes, addOpenApi, addTokenizingRoutes } from '../routes.ts';
+import { createServer } from '../server.ts';
+import type { ServerOptions } from '../server.ts';
+import { Tenants } from '../tenants.ts';
+import { TlsListener } from '../tls.ts';
+import { idempotencyWindowMs } from '../tokenize.ts';
+import { sweepIdempotencyKeys } from '../token-store.ts';
+import { pooledRandom } from '../token.ts';
+import { executeDetokenizing, executeTokenizing, failureEntry, refusal } from '../transaction.ts';
+import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
+import { prepareDevelopment, readPin } from './development.ts';
+
+export interface ServeOptions {
+  /** Absolute path of COFRE_HOME. */
+  readonly home: string;
+  readonly config: Config;
+  readonly env: NodeJS.ProcessEnv;
+  /** Receives what a person reads: how to make the first call, and the ready line. */
+  readonly print: (line: string) => void;
+}
+
+/** The version that `/openapi.json` states. */
+const apiVersion = '1.0.0';
+
+/**
+ * Starts the appliance; resolves when it has stopped, after SIGTERM or SIGINT.
+ *
+ * @throws an Error whose message is one line for the operator, after everything that was started has been stopped again.
+ */
+export async function serve({ home, config, env, print }: ServeOptions): Promise<void> {
+  const log = createLog(config.log.level);
+  const metrics = createMetrics();
+  const now = (): Date => new Date();
+  const stopSignal = untilSignal();
+
+  // What is started is stopped in reverse order, however far the start came.
+  await using stack = new AsyncDisposableStack();
+
+  // Before any secret is read.
+  const hardening = hardenProcess({ swap: config.hardening.swap, dumpable: config.hardening.dumpable });
+  if (hardening.swap.length > 0) log.warn('this machine swaps, so card numbers could reach its disk');
+
+  const pki = config.profile === 'development' ? await prepareDevelopment(home, config) : null;
+  const path = (relative: string): string => resolve(home, relative);
+
+  // Identity and policy: files only, so their faults show before anything is started.
+  const tlsFiles = { certificate: path(config.tls.certificate), key: path(config.tls.key), ca: path(config.tls.client_ca) };
+  const revocation = await RevocationList.load({ crlFile: path(config.tls.revocation_list), caFile: tlsFiles.ca, maxAgeMs: milliseconds(config.tls.revocation_max_age), now });
+  stack.defer(() => revocation.close());
+  const policy = await loadPolicy(path(config.policies), { report: (finding) => log.error('a policy could not be evaluated', { reason: finding }) });
+
+  // The database, and each role's own way into it.
+  let adminUrl = env['DATABASE_URL'] ?? '';
+  if (adminUrl === '') {
+    const embedded = await startEmbedded({ folder: path('postgres'), database: 'cofre' });
+    stack.defer(() => embedded.stop());
+    adminUrl = embedded.adminUrl;
+    void embedded.exited.then(() => log.warn('PostgreSQL has ended'));
+  }
+  const roleFile = path('secrets/database-roles.json');
+  const tenantRows = await prepareDatabase(adminUrl, roleFile, config);
+  const roleConnection = (role: 'tokenize' | 'detokenize') => connectionFor(role, { adminUrl, file: roleFile });
+
+  // Keys.
+  const keyPool = new Pool({ ...roleConnection(config.roles.includes('tokenize') ? 'tokenize' : 'detokenize'), max: 2, application_name: 'cofre keys' });
+  keyPool.on('error', () => undefined);
+  stack.defer(() => keyPool.end());
+  const keyring = await openKeyring({
+    modulePath: config.hsm.module,
+    tokenLabel: config.hsm.token_label,
+    pin: () => readPin(path(config.hsm.pin_file)),
+    custody: config.hsm.custody,
+    tenants: new Map(tenantRows.map((tenant) => [tenant.name, tenant.keyDomain])),
+    store: postgresKeyStore(keyPool),
+    now,
+    maxAwayMs: milliseconds(config.hsm.max_away),
+    uses: ['sign-log', ...(config.roles.includes('tokenize') ? (['seal'] as const) : []), ...(config.roles.includes('detokenize') ? (['open'] as const) : [])],
+  });
+  stack.defer(() => keyring.close());
+  const tenants = new Tenants(tenantRows.map((tenant) => ({ id: tenant.id, name: tenant.name, keys: keyring.forTenant(tenant.name) })));
+
+  // Writers: one a role, each with its own session, chain and queue.
+  const openWriter = async <Operation extends TokenizingOperation | DetokenizingOperation, Outcome>(role: 'tokenize' | 'detokenize', execute: Execute<Operation, Outcome>) => {
+    const file = new LastBatchFile(join(home, 'writers', `${role}.json`));
+    const predecessor = await file.read();
+    const writer = await GroupCommit.open<Operation, Outcome>({
+      role,
+      origin: config.log.origin,
+      connector: createWriterConnector(roleConnection(role), { connectTimeoutMs: 5000, queryTimeoutMs: 15_000 }),
+      signer: keyring.logSigner,
+      execute,
+      failureEntry: (operation, code) => failureEntry(operation, code),
+      limits: { maxQueue: config.commit.max_queue, maxCalls: config.commit.max_calls, maxWeight: 2000, maxWaitMs: milliseconds(config.database.max_away), maxSettleMs: milliseconds(config.database.max_settle) },
+      observer: observeWriter(role, metrics, log),
+      now,
+      startDetail: { policies: policy.digest, ...(predecessor === null ? {} : { predecessor: predecessor.writer, predecessor_closed: predecessor.closed ? 'yes' : 'no', predecessor_hash: predecessor.hash, predecessor_last: predecessor.number }) },
+      onHead: (head, closed) => file.note(head, closed),
+    });
+    stack.defer(async () => {
+      await writer.close(milliseconds(config.listeners.drain_timeout));
+      await file.flush().catch((error: unknown) => log.error('the last batch could not be noted', { role, error: describe(error) }));
+    });
+    return writer;
+  };
+  const tokenizing = config.roles.includes('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>('tokenize', executeTokenizing) : null;
+  const detokenizing = config.roles.includes('detokenize') ? await openWriter<DetokenizingOperation, DetokenizingOutcome>('detokenize', executeDetokenizing) : null;
+  const record = async (operation: EntryOperation): Promise<void> => {
+    // A detokenizing process writes its own refusals; the tokenizing writer takes the rest.
+    const writer = tokenizing ?? detokenizing;
+    await writer?.commit(operation);
+  };
+
+  // Listeners.
+  const serverOptions = (tls: TlsListener): ServerOptions => ({
+    tls,
+    trustDomain: config.tls.trust_domain,
+    revocation,
+    now,
+    observer: {
+      answered: (action, outcome, seconds) => metrics.answered(action, outcome, seconds),
+      failed: (requestId, error) => log.error('a request failed', { request_id: requestId, error: describe(error) }),
+    },
+    recordRefusal: async (call, action, code) => await record(refusal(call, action, code)),
+    requestTimeoutMs: milliseconds(config.listeners.request_timeout),
+    keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
+  });
+  const openTls = async (name: string): Promise<TlsListener> => {
+    const tls = await TlsListener.open({
+      name,
+      files: tlsFiles,
+      maxConnections: config.listeners.max_connections,
+      report(event) {
+        metrics.connection(event.kind);
+        if (event.kind === 'reload_refused') log.error('the certificates were not reloaded', { reason: event.reason });
+        if (event.kind === 'reloaded') log.info('the certificates were reloaded');
+      },
+    });
+    tls.watch(2000);
+    stack.defer(() => tls.close());
+    return tls;
+  };
+  const apiTls = await openTls('api');
+  const adminTls = await openTls('admin');
+
+  const api = createServer(serverOptions(apiTls));
+  await addOpenApi(api, apiVersion);
+  if (tokenizing !== null) {
+    const commit = tokenizing.commit.bind(tokenizing);
+    addTokenizingRoutes(api, {
+      tokenize: { policy, tenants, now, random: pooledRandom(), commit: commit as (operation: TokenizingOperation) => Promise<never> },
+      lookUp: { policy, tenants, now, commit: commit as (operation: TokenizingOperation) => Promise<never> },
+    });
+  }
+  if (detokenizing !== null) {
+    const commit = detokenizing.commit.bind(detokenizing);
+    const quotas = new Map(config.quotas.map((quota) => [`${quota.caller} ${quota.purpose}`, quota.per_minute]));
+    addDetokenizingRoutes(api, {
+      policy,
+      tenants,
+      now,
+      quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
+      commit: commit as (operation: DetokenizingOperation) => Promise<never>,
+      record: async (operation, code) => void (await commit({ kind: 'entry', entry: detokenizeEntry(operation, code) })),
+    });
+  }
+
+  const readiness = (): Readiness => readinessOf(keyring, [tokenizing, detokenizing], revocation, config);
+  const admin = createServer(serverOptions(adminTls));
+  addAdminRoutes(admin, { policy, record, status: () => ({ readiness: readiness(), policies: policy.policyIds, policy_digest: policy.digest, revocation: { revoked: revocation.status().revoked, fresh_until: revocation.status().freshUntil.toISOString() } }) });
+  addGauges(metrics, keyring, apiTls, tokenizing, detokenizing);
+
+  const telemetry = createTelemetry(metrics, readiness);
+  await listen(telemetry, config.listeners.telemetry_host, config.listeners.telemetry_port, 'telemetry', 'COFRE_TELEMETRY_PORT');
+  stack.defer(() => new Promise<void>((done) => telemetry.close(() => done())));
+  const adminPort = await listenSecure(admin, config.listeners.host, config.listeners.admin_port, 'admin', 'COFRE_ADMIN_PORT');
+  stack.defer(() => drain(admin, config));
+  const apiPort = await listenSecure(api, config.listeners.host, config.listeners.api_port, 'API', 'COFRE_API_PORT');
+  stack.defer(() => drain(api, config));
+
+  // What changes while it runs.
+  revocation.watch(1000, ({ outcome, reason, newlyRevoked }) => {
+    if (outcome === 'refused') log.error('the revocation list was not reloaded', { reason: reason ?? '' });
+    const closed = apiTls.closeRevoked(newlyRevoked) + adminTls.closeRevoked(newlyRevoked);
+    if (newlyRevoked.size > 0) log.warn('certificates were revoked', { count: newlyRevoked.size, kind: `${closed} connections closed` });
+  });
+  const reload = (): void => {
+    void (async () => {
+      const refused = await policy.reload();
+      if (refused !== null) log.error('the policies were not reloaded', { reason: refused });
+      else await record({ kind: 'entry', entry: { action: 'policy.reload', at: now(), outcome: 'allowed', detail: { policies: policy.digest } } }).catch(() => undefined);
+      await Promise.all([revocation.reload().then(({ newlyRevoked }) => apiTls.closeRevoked(newlyRevoked) + adminTls.closeRevoked(newlyRevoked)), apiTls.reload(), adminTls.reload()]);
+    })();
+  };
+  process.on('SIGHUP', reload);
+  stack.defer(() => void process.off('SIGHUP', reload));
+  const sweeper = setInterval(() => void sweep(adminUrl, roleConnection, config, now).catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })), 60_000).unref();
+  stack.defer(() => clearInterval(sweeper));
+  if (pki !== null) {
+    // A development authority renews its own list; in production the real one does.
+    const renewal = setInterval(() => void pki.signCrl([]), 6 * 3_600_000).unref();
+    stack.defer(() => clearInterval(renewal));
+  }
+
+  if (config.profile === 'development') printFirstCall(print, home, apiPort, adminPort);
+  print(`cofre ready https://${config.listeners.host}:${apiPort}`);
+  log.info('ready', { port: apiPort, pid: process.pid });
+
+  const signal = await stopSignal;
+  log.info('stopping', { kind: signal });
+}
+
+async function prepareDatabase(adminUrl: string, roleFile: string, config: Config): Promise<{ id: number; name: string; keyDomain: string }[]> {
+  const client = new Client(adminConnection(adminUrl));
+  client.on('error', () => undefined);
+  await client.connect().catch((error: unknown) => {
+    throw new Error(`the database does not answer (${(error as { code?: string }).code ?? 'unknown'}): check DATABASE_URL`, { cause: error });
+  });
+  try {
+    await assertDurable(client);
+    await ensureRoles(client, { database: databaseOf(adminUrl), file: roleFile });
+    await migrate(client, { database: databaseOf(adminUrl) });
+    return await ensureTenants(client, config.tenants.map((tenant) => ({ name: tenant.name, keyDomain: tenant.key_domain ?? tenant.name })));
+  } finally {
+    await client.end();
+  }
+}
+
+function observeWriter(role: string, metrics: Metrics, log: Log) {
+  return {
+    queued: (depth: number) => metrics.queued(role, depth),
+    committed: (calls: number, _weight: number, ms: number) => metrics.committed(role, calls, ms),
+    disturbed(kind: string, error: unknown) {
+      metrics.disturbed(role, kind);
+      log.warn('a transaction did not commit', { role, kind, error: describe(error) });
+    },
+  };
+}
+
+type AnyWriter = { awayMs(): number; readonly depth: number } | null;
+
+/** HSM, database, log and revocation, each apart, so that whoever is woken knows where to look. */
+function readinessOf(keyring: Keyring, writers: readonly AnyWriter[], revocation: RevocationList, config: Config): Readiness {
+  const hsm = keyring.health();
+  const awayMs = Math.max(...writers.map((writer) => writer?.awayMs() ?? 0));
+  const fresh = revocation.status().freshUntil > new Date();
+  const hsmUsable = hsm.ok || (config.hsm.custody === 'envelope' && hsm.awayMs <= milliseconds(config.hsm.max_away));
+  return {
+    hsm: { ok: hsmUsable, detail: hsm.ok ? 'answers' : `away for ${Math.round(hsm.awayMs / 1000)} s` },
+    database: { ok: awayMs === 0, detail: awayMs === 0 ? 'connected' : `away for ${Math.round(awayMs / 1000)} s` },
+    log: { ok: awayMs === 0, detail: awayMs === 0 ? 'batches are committed' : 'batches cannot be committed' },
+    revocation: { ok: fresh, detail: fresh ? 'fresh' : 'the revocation list is stale: every caller is refused' },
+  };
+}
+
+function addGauges(metrics: Metrics, keyring: Keyring, tls: TlsListener, tokenizing: AnyWriter, detokenizing: AnyWriter): void {
+  metrics.gauge('cofre_hsm_up', 'Whether the HSM answered its last probe.', () => (keyring.health().ok ? 1 : 0));
+  metrics.gauge('cofre_hsm_away_seconds', 'How long the HSM has not answered.', () => keyring.health().awayMs / 1000);
+  metrics.gauge('cofre_database_away_seconds', 'How long a writer has been without its session.', () => Math.max(tokenizing?.awayMs() ?? 0, detokenizing?.awayMs() ?? 0) / 1000);
+  metrics.gauge('cofre_connections', 'Open connections of the API listener.', () => tls.connections);
+}
+
+async function sweep(adminUrl: string, roleConnection: (role: 'tokenize' | 'detokenize') => object, config: Config, now: () => Date): Promise<void> {
+  void adminUrl;
+  const as = async (role: 'tokenize' | 'detokenize', work: (client: Client) => Promise<unknown>): Promise<void> => {
+    if (!config.roles.includes(role)) return;
+    const client = new Client(roleConnection(role));
+    client.on('error', () => undefined);
+    await client.connect();
+    await work(client).finally(() => client.end());
+  };
+  await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs), 10_000));
+  await as('detokenize', (client) => sweepQuotas(client, new Date(now().getTime() - 3_600_000)));
+}
+
+async function drain(app: FastifyInstance, config: Config): Promise<void> {
+  // New connections are refused and idle ones closed at once; requests in flight get their time, then their connections are cut.
+  const cut = sleep(milliseconds(config.listeners.drain_timeout), 'late', { ref: false });
+  const closed = app.close().then(() => 'closed');
+  if ((await Promise.race([closed, cut])) === 'late') (app.server as unknown as { closeAllConnections(): void }).closeAllConnections();
+  await closed;
+}
+
+async function listenSecure(app: FastifyInstance, host: string, port: number, name: string, variable: string): Promise<number> {
+  try {
+    await app.listen({ host, port });
+  } catch (error) {
+    throw portError(error, host, port, name, variable);
+  }
+  return (app.server.address() as AddressInfo).port;
+}
+
+async function listen(server: Server, host: string, port: number, name: string, variable: string): Promise<void> {
+  await new Promise<void>((done, failed) => {
+    server.once('error', (error) => failed(portError(error, host, port, name, variable)));
+    server.listen({ host, port }, () => done());
+  });
+}
+
+function portError(error: unknown, host: string, port: number, name: string, variable: string): Error {
+  const { code } = error as NodeJS.ErrnoException;
+  const why = code === 'EADDRINUSE' ? 'is in use by another process' : code === 'EACCES' ? 'may not be used by this user' : `cannot be listened on (${code ?? 'unknown'})`;
+  return new Error(`${host}:${port} ${why}: the ${name} listener needs it; ${variable} chooses another`, { cause: error });
+}
+
+function untilSignal(): Promise<string> {
+  return new Promise((done) => {
+    process.on('SIGTERM', () => done('SIGTERM'));
+    process.on('SIGINT', () => done('SIGINT'));
+  });
+}
+
+function printFirstCall(print: (line: string) => void, home: string, apiPort: number, adminPort: number): void {
+  const pki = join(home, 'pki');
+  const curl = (name: string, url: string, body: string): string => `  curl --cacert ${pki}/ca.pem --cert ${pki}/${name}.pem --key ${pki}/${name}.key \\\n    -H 'content-type: application/json' -d '${body}' ${url}`;
+  print('A card goes in:');
+  print(curl('checkout', `https://127.0.0.1:${apiPort}/v1/tokenize`, '{"pan":"4111111111111111","expiry":"2029-12"}'));
+  print('and comes out for an approved service and purpose (put the token in):');
+  print(curl('getnet', `https://127.0.0.1:${apiPort}/v1/detokenize`, '{"token":"tok_...","purpose":"authorization"}'));
+  print(`admin https://127.0.0.1:${adminPort}`);
+  print('');
+}
+

@@ -1,0 +1,161 @@
+/**
+ * The one configuration file, `cofre.config.yaml`: its schema is its documentation (docs/configuration.md is made from it).
+ * An unknown key, a wrong unit or a missing file is one clear line that names the path of the key. Secrets come from the environment
+ * or from files, never from here.
+ */
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { Type } from 'typebox';
+import type { Static, TSchema } from 'typebox';
+import { Value } from 'typebox/value';
+import { parse as parseYaml } from 'yaml';
+
+/** The file, or something that it names, cannot be used. The message is one line for the operator. */
+export class ConfigError extends Error {}
+
+const durationPattern = '^[0-9]{1,9}(ms|s|m|h|d)$';
+const closed = { additionalProperties: false } as const;
+/** A time with its unit, as `250ms`, `30s`, `5m`, `24h` or `7d`. */
+const Duration = (defaultValue: string, description: string) => Type.String({ pattern: durationPattern, default: defaultValue, description });
+const Count = (defaultValue: number, minimum: number, maximum: number, description: string) => Type.Integer({ minimum, maximum, default: defaultValue, description });
+const Port = (defaultValue: number, description: string) => Type.Integer({ minimum: 0, maximum: 65535, default: defaultValue, description });
+const Path = (defaultValue: string, description: string) => Type.String({ minLength: 1, default: defaultValue, description });
+const Section = <T extends Record<string, TSchema>>(members: T) => Type.Object(members, { ...closed, default: {} });
+const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
+
+export const ConfigSchema = Type.Object(
+  {
+    profile: Type.Enum(['development', 'production'], { type: 'string', default: 'development', description: 'production refuses every default that is for development only.' }),
+    roles: Type.Array(Type.Enum(['tokenize', 'detokenize'], { type: 'string' }), { minItems: 1, default: ['tokenize', 'detokenize'], description: 'What this process serves.' }),
+    listeners: Section({
+      host: Type.String({ default: '127.0.0.1', description: 'Address that API and admin listen on.' }),
+      api_port: Port(8443, 'API, mutual TLS. COFRE_API_PORT overrides it.'),
+      admin_port: Port(8444, 'Admin, mutual TLS. COFRE_ADMIN_PORT overrides it.'),
+      telemetry_host: Type.String({ default: '127.0.0.1', description: 'Address that telemetry listens on, without TLS: never a public one.' }),
+      telemetry_port: Port(9464, '/metrics, /healthz, /readyz. COFRE_TELEMETRY_PORT overrides it.'),
+      max_connections: Count(2000, 1, 100_000, 'Connections open at once, a listener.'),
+      request_timeout: Duration('10s', 'A request must have arrived whole within this time.'),
+      keep_alive_timeout: Duration('75s', 'An idle connection is closed after this time.'),
+      drain_timeout: Duration('15s', 'After SIGTERM, requests in flight get this long.'),
+    }),
+    tls: Section({
+      trust_domain: Type.String({ pattern: '^[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?$', default: 'cofre.dev', description: 'SPIFFE trust domain of every caller.' }),
+      certificate: Path('pki/server.pem', 'Server certificate chain, PEM. Reloaded when it changes.'),
+      key: Path('pki/server.key', 'Its key, PEM.'),
+      client_ca: Path('pki/ca.pem', 'Authorities of client certificates, PEM.'),
+      revocation_list: Path('pki/crl.pem', 'Their revocation lists, PEM or DER. Reloaded when it changes.'),
+      revocation_max_age: Duration('7d', 'A list older than this refuses every caller.'),
+    }),
+    database: Section({
+      embedded: Type.Boolean({ default: true, description: 'Run the PostgreSQL that comes with the package; for development. DATABASE_URL in the environment turns it off.' }),
+      max_away: Duration('5s', 'How long calls wait for a database that is away.'),
+      max_settle: Duration('10s', 'How long callers wait for a COMMIT whose answer was lost, before outcome_unknown.'),
+    }),
+    commit: Section({
+      max_queue: Count(10_000, 1, 1_000_000, 'Calls that may wait for a transaction; one more is overloaded.'),
+      max_calls: Count(512, 1, 10_000, 'Calls in one transaction.'),
+    }),
+    hsm: Section({
+      module: Path('/usr/lib/softhsm/libsofthsm2.so', 'PKCS#11 module.'),
+      token_label: Type.String({ minLength: 1, maxLength: 32, default: 'cofre-development', description: 'Label of the token.' }),
+      pin_file: Path('secrets/hsm-pin', 'File with the user PIN.'),
+      custody: Type.Enum(['envelope', 'direct'], { type: 'string', default: 'envelope', description: 'envelope: data keys are opened into memory. direct: every seal, open and HMAC happens inside the HSM.' }),
+      max_away: Duration('5m', 'envelope: how long the HSM may be away before operations are refused.'),
+    }),
+    policies: Path('policies', 'Folder of Cedar policies. Reloaded on SIGHUP.'),
+    log: Section({
+      origin: Type.String({ pattern: '^[^\\s+]{1,200}$', default: 'cofre.dev/log', description: 'Name of the log, as which the HSM signs.' }),
+      level: Type.Enum(['debug', 'info', 'warn', 'error'], { type: 'string', default: 'info', description: 'Of the process\'s own messages, not of the audit log.' }),
+    }),
+    tenants: Type.Array(Type.Object({ name: Name, key_domain: Type.Optional(Name) }, closed), { default: [{ name: 'acme' }, { name: 'globex' }], description: 'Owners of cards. A key domain is a tenant\'s own unless named.' }),
+    quotas: Type.Array(
+      Type.Object({ caller: Type.String({ pattern: '^spiffe://' }), purpose: Type.Enum(['authorization', 'capture', 'refund', 'chargeback'], { type: 'string' }), per_minute: Type.Integer({ minimum: 0, maximum: 1_000_000_000 }) }, closed),
+      {
+        default: ['authorization', 'capture', 'refund'].map((purpose) => ({ caller: 'spiffe://cofre.dev/tenant/acme/service/getnet', purpose: purpose as 'authorization', per_minute: 100_000 })),
+        description: 'Detokenize calls of a caller for a purpose in a minute. A caller without a line has no limit but its policy.',
+      },
+    ),
+    hardening: Section({
+      swap: Type.Enum(['warn', 'refuse'], { type: 'string', default: 'warn', description: 'What to do where the machine swaps.' }),
+      dumpable: Type.Boolean({ default: false, description: 'Lets a debugger of the same user read this process. For tests of what memory holds; production refuses it.' }),
+    }),
+  },
+  closed,
+);
+
+export type Config = Static<typeof ConfigSchema>;
+
+/** The file named, or `<home>/cofre.config.yaml` where there is one, or the defaults of development. Paths in it are relative to `home`. */
+export function loadConfig(options: { readonly home: string; readonly file: string | null; readonly env: NodeJS.ProcessEnv }): Config {
+  const file = options.file ?? resolve(options.home, 'cofre.config.yaml');
+  let text: string | null = null;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch (error) {
+    if (options.file !== null || (error as NodeJS.ErrnoException).code !== 'ENOENT') throw new ConfigError(`${file}: cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`);
+  }
+  return readConfig(text ?? '', file, options.env);
+}
+
+/** @throws ConfigError, one line, naming the path of the key. */
+export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): Config {
+  let given: unknown;
+  try {
+    given = parseYaml(text, { strict: true, uniqueKeys: true }) ?? {};
+  } catch (error) {
+    throw new ConfigError(`${file}: is not YAML: ${(error as Error).message.split('\n')[0] ?? ''}`);
+  }
+  const config = Value.Default(ConfigSchema, given);
+  for (const [variable, key] of [['COFRE_API_PORT', 'api_port'], ['COFRE_ADMIN_PORT', 'admin_port'], ['COFRE_TELEMETRY_PORT', 'telemetry_port']] as const) {
+    const value = env[variable];
+    if (value === undefined || value === '') continue;
+    if (!/^[0-9]{1,5}$/u.test(value) || Number(value) > 65535) throw new ConfigError(`${variable}: is not a port`);
+    (config as { listeners: Record<string, number> }).listeners[key] = Number(value);
+  }
+  if (!Value.Check(ConfigSchema, config)) {
+    const [first] = Value.Errors(ConfigSchema, config);
+    throw new ConfigError(`${file}: ${explain(first)}`);
+  }
+  if (config.profile === 'production') refuseDevelopment(config, file);
+  return config;
+}
+
+/** Milliseconds of a duration that the schema has checked. */
+export function milliseconds(duration: string): number {
+  const match = /^([0-9]+)(ms|s|m|h|d)$/u.exec(duration);
+  if (match === null) throw new Error('not a duration');
+  const unit = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }[match[2] as 'ms'];
+  return Number(match[1]) * unit;
+}
+
+/** What development takes for granted and production must state. */
+function refuseDevelopment(config: Config, file: string): void {
+  const refuse = (key: string, why: string): never => {
+    throw new ConfigError(`${file}: ${key}: ${why} (profile production)`);
+  };
+  if (config.database.embedded) refuse('database.embedded', 'the embedded PostgreSQL is for development; set it to false and give DATABASE_URL');
+  if (config.tls.trust_domain === 'cofre.dev') refuse('tls.trust_domain', 'is the development default');
+  if (config.hsm.token_label === 'cofre-development') refuse('hsm.token_label', 'is the development default');
+  if (config.log.origin === 'cofre.dev/log') refuse('log.origin', 'is the development default');
+  if (config.hardening.dumpable) refuse('hardening.dumpable', 'must be false');
+  if (config.hardening.swap !== 'refuse') refuse('hardening.swap', 'must be refuse');
+}
+
+function explain(error: { instancePath: string; keyword: string; message: string } | undefined): string {
+  if (error === undefined) return 'does not have the form of a configuration';
+  const path = error.instancePath.split('/').slice(1).join('.');
+  const at = path === '' ? '' : `${path}: `;
+  // Only the schema `false`, which closes an object, refuses whatever is there.
+  if (error.keyword === 'boolean') return `${at}is not a key that Cofre knows`;
+  if (durations.has(path)) return `${at}needs a whole number and a unit: ms, s, m, h or d`;
+  return `${at}${error.message}`;
+}
+
+/** Paths of the keys that hold a time with a unit. */
+const durations: ReadonlySet<string> = new Set(durationPaths(ConfigSchema, ''));
+
+function durationPaths(schema: TSchema, at: string): string[] {
+  const { properties, pattern } = schema as { properties?: Record<string, TSchema>; pattern?: unknown };
+  if (pattern === durationPattern) return [at];
+  return Object.entries(properties ?? {}).flatMap(([key, member]) => durationPaths(member, at === '' ? key : `${at}.${key}`));
+}

@@ -1,0 +1,65 @@
+/** Reads a request's raw bytes, and wipes every chunk of them on every way out: whole, too large, or cut off. */
+import type { IncomingMessage } from 'node:http';
+import { VaultError } from './errors.ts';
+
+/** The client went away before its body was complete: there is nobody to answer. */
+export class RequestAborted extends Error {}
+
+/** Bytes of a refused body that are read and thrown away, so that the client can see the answer; beyond it the connection ends. */
+const maxDrainBytes = 4 * 1024 * 1024;
+
+/**
+ * The body, in memory of its own that the caller wipes. All chunks that Node handed over are zeroed when this settles; of a
+ * refused body, also those that arrive afterwards.
+ *
+ * @throws VaultError `payload_too_large` beyond `maxBytes`; RequestAborted if the stream ends early.
+ */
+export function readBody(request: IncomingMessage, maxBytes: number): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    let refused = false;
+
+    const stop = (): void => {
+      for (const chunk of chunks) chunk.fill(0);
+      chunks.length = 0;
+    };
+    const refuse = (): void => {
+      refused = true;
+      stop();
+      reject(new VaultError('payload_too_large'));
+    };
+    const onData = (chunk: Buffer): void => {
+      size += chunk.length;
+      if (refused) {
+        chunk.fill(0);
+        if (size > maxDrainBytes) request.destroy();
+        return;
+      }
+      chunks.push(chunk);
+      if (size > maxBytes) refuse();
+    };
+    const onEnd = (): void => {
+      if (refused) return;
+      const body = Buffer.allocUnsafeSlow(size);
+      let at = 0;
+      for (const chunk of chunks) {
+        body.set(chunk, at);
+        at += chunk.length;
+      }
+      stop();
+      resolve(body);
+    };
+    const onClose = (): void => {
+      stop();
+      // After `end` this rejection comes too late to matter.
+      reject(new RequestAborted('the request was cut off'));
+    };
+    request.on('data', onData);
+    request.once('end', onEnd);
+    request.once('error', onClose);
+    request.once('close', onClose);
+    const declared = Number(request.headers['content-length'] ?? 0);
+    if (declared > maxBytes) refuse();
+  });
+}

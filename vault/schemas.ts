@@ -1,0 +1,90 @@
+/**
+ * The API's shapes, once: what is validated, what is serialized and what `/openapi.json` says are the same objects.
+ * Validation neither coerces nor drops anything (vault/server.ts turns both off): an unknown field is an error, not a silence.
+ */
+import { Type } from 'typebox';
+import type { Static } from 'typebox';
+import { errorCodes } from './errors.ts';
+import { purposes } from './policy.ts';
+
+const closed = { additionalProperties: false } as const;
+
+/** An opaque token, or any text that a client believes to be one: its form is checked by `parseToken`, not here. */
+const TokenText = Type.String({ maxLength: 1024, description: 'A token as tokenize gave it.' });
+const Expiry = Type.String({ pattern: '^[0-9]{4}-(0[1-9]|1[0-2])$', description: 'Expiry month, YYYY-MM.', examples: ['2029-12'] });
+
+export const TokenizeBody = Type.Object(
+  {
+    // The digits are taken out of the raw body before this is validated; what stands here then is as many x.
+    pan: Type.String({ description: 'The card number: 12 to 19 digits that pass Luhn, without separators.', examples: ['4111111111111111'] }),
+    expiry: Type.Optional(Expiry),
+    cardholder: Type.Optional(Type.String({ minLength: 1, maxLength: 100, pattern: '^[^\\u0000-\\u001f\\u007f]+$', description: 'The name on the card, at most 255 bytes of UTF-8; sealed like the card number.' })),
+    format: Type.Optional(Type.Literal('opaque', { description: 'The form of the token.' })),
+    reuse: Type.Optional(Type.Boolean({ default: true, description: 'true: the same card gives the same token. false: a new token each time; needs an Idempotency-Key.' })),
+    metadata: Type.Optional(
+      Type.Record(Type.String({ pattern: '^[A-Za-z0-9_.-]{1,40}$' }), Type.Union([Type.String({ maxLength: 256 }), Type.Integer({ minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER }), Type.Boolean()]), {
+        maxProperties: 16,
+        ...closed,
+        description: 'Kept with a token that this call makes, in the clear. Never put card data here.',
+      }),
+    ),
+  },
+  closed,
+);
+
+export const DetokenizeBody = Type.Object(
+  {
+    token: TokenText,
+    purpose: Type.Enum(purposes, { type: 'string', description: 'Why the card number is needed.' }),
+    reference: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9._:/-]{1,64}$', description: 'The caller\'s own reference; it stands in the log.' })),
+  },
+  closed,
+);
+
+export const ValidateBody = Type.Object({ token: TokenText }, closed);
+export const TokenParams = Type.Object({ token: TokenText }, closed);
+/** Headers that are read; all others are ignored. */
+export const TokenizeHeaders = Type.Object({ 'idempotency-key': Type.Optional(Type.String({ pattern: '^[\\x21-\\x7e]{1,255}$', description: 'Makes a retry safe: the same key and request give the same answer for 24 hours.' })) });
+
+const Nullable = <T extends Parameters<typeof Type.Union>[0][number]>(schema: T) => Type.Union([schema, Type.Null()]);
+const Status = Type.Enum(['active', 'suspended', 'revoked', 'expired'], { type: 'string' });
+const DateTime = Type.String({ format: 'date-time' });
+
+const tokenMembers = {
+  token: Type.String(),
+  format: Type.Literal('opaque'),
+  status: Status,
+  card_id: Type.String({ description: 'The card\'s own name, the same for all its tokens, stable for life.' }),
+  brand: Type.String(),
+  bin: Nullable(Type.String({ description: 'The first six digits; absent for card numbers below 15 digits.' })),
+  last4: Type.String(),
+  length: Type.Integer({ description: 'Digits of the card number.' }),
+  expiry: Nullable(Type.String()),
+  created_at: DateTime,
+  expires_at: Nullable(DateTime),
+};
+
+export const TokenizeReply = Type.Object({ ...tokenMembers, created: Type.Boolean({ description: 'Whether this call made the token.' }) });
+export const MetadataReply = Type.Object({ ...tokenMembers, metadata: Nullable(Type.Record(Type.String(), Type.Union([Type.String(), Type.Integer(), Type.Boolean()]))) });
+export const DetokenizeReply = Type.Object({ pan: Type.String(), expiry: Nullable(Type.String()), cardholder: Nullable(Type.String()) });
+export const ValidateReply = Type.Object({
+  valid: Type.Boolean(),
+  status: Type.Enum(['active', 'suspended', 'revoked', 'expired', 'unknown', 'malformed'], { type: 'string' }),
+  format: Type.Optional(Type.Literal('opaque')),
+  brand: Type.Optional(Type.String()),
+  last4: Type.Optional(Type.String()),
+  expiry: Type.Optional(Nullable(Type.String())),
+  expires_at: Type.Optional(Nullable(DateTime)),
+});
+export const ProblemReply = Type.Object({
+  type: Type.String(),
+  title: Type.String(),
+  status: Type.Integer(),
+  code: Type.Enum([...errorCodes], { type: 'string' }),
+  retryable: Type.Boolean({ description: 'Whether the very same request may succeed later.' }),
+  request_id: Type.String(),
+});
+
+export type TokenizeFields = Static<typeof TokenizeBody>;
+export type DetokenizeFields = Static<typeof DetokenizeBody>;
+export type ValidateFields = Static<typeof ValidateBody>;

@@ -1,0 +1,243 @@
+/**
+ * The API listener: steps 1 and 2 of docs/MONEY-PATH.md for every request, and step 6's last part, the answer.
+ *
+ * 1. Authenticate: the caller comes from the connection's certificate, and its revocation is checked on every request.
+ * 2. Take the digits out: before anything parses the body, card numbers leave it and are overwritten there.
+ */
+import { randomUUID } from 'node:crypto';
+import type { TLSSocket } from 'node:tls';
+import Fastify from 'fastify';
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import { takeCards } from './body.ts';
+import type { TakenCards, Where } from './body.ts';
+import type { Call } from './call.ts';
+import { callerOf } from './caller.ts';
+import type { RevocationCheck } from './caller.ts';
+import { holdsCardNumber } from './card-scan.ts';
+import { VaultError, renderProblem } from './errors.ts';
+import type { ErrorCode } from './errors.ts';
+import { RequestAborted, readBody } from './request-body.ts';
+import type { TlsListener } from './tls.ts';
+
+/** What a route says of itself. */
+export interface RouteFacts {
+  /** As the log, the metrics and the policy name it. */
+  readonly action: string;
+  /** Where its body holds card numbers. */
+  readonly cards: Where;
+  readonly maxBodyBytes: number;
+  /** Whether a refusal on the way to it is an entry of the log; false only for what shows nothing of anybody. */
+  readonly audited: boolean;
+}
+
+declare module 'fastify' {
+  // eslint-disable-next-line typescript/no-empty-object-type -- the interface is merged into Fastify's
+  interface FastifyContextConfig extends Partial<RouteFacts> {}
+  interface FastifyRequest {
+    /** Made by the first hook; every later step may rely on it. */
+    call: Call;
+    /** The card numbers of the body; wiped by whoever ends the request. */
+    taken: TakenCards | null;
+    outcomeCode: ErrorCode | null;
+  }
+}
+
+/** Told of each answered request; must not throw. */
+export interface RequestObserver {
+  answered(action: string, outcome: string, seconds: number): void;
+  /** The vault failed in a way that the caller is not told of. `error` may be logged, by its name and stack only. */
+  failed(requestId: string, error: unknown): void;
+}
+
+export interface ServerOptions {
+  readonly tls: TlsListener;
+  readonly trustDomain: string;
+  readonly revocation: RevocationCheck;
+  readonly observer: RequestObserver;
+  readonly now: () => Date;
+  /** Writes the entry of a call that was refused before it came to a transaction of its own. @throws VaultError if it cannot. */
+  recordRefusal(call: Call, action: string, code: ErrorCode): Promise<void>;
+  /** A body or a header must arrive within this time. */
+  readonly requestTimeoutMs: number;
+  readonly keepAliveTimeoutMs: number;
+}
+
+const unknownRoute: RouteFacts = { action: 'unknown_route', cards: 'none', maxBodyBytes: 16 * 1024, audited: true };
+/** These come from the commit itself: nothing could be written then, and trying again would only add to the load. */
+const unwritten: ReadonlySet<ErrorCode> = new Set(['store_unavailable', 'audit_unavailable', 'outcome_unknown', 'overloaded']);
+const traceparent = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/u;
+
+/** A listener without routes: `vault/routes.ts` adds them. Does not listen yet. */
+export function createServer(options: ServerOptions): FastifyInstance {
+  const { tls, revocation, observer, now, trustDomain } = options;
+  let draining = false;
+
+  const app = Fastify({
+    https: tls.serverOptions(),
+    logger: false,
+    genReqId: () => randomUUID(),
+    requestIdHeader: false,
+    requestTimeout: options.requestTimeoutMs,
+    keepAliveTimeout: options.keepAliveTimeoutMs,
+    bodyLimit: 64 * 1024 * 1024, // readBody enforces each route's own limit; Fastify does not, for a parser that takes the stream.
+    return503OnClosing: false,
+    forceCloseConnections: 'idle',
+    exposeHeadRoutes: false,
+    routerOptions: { maxParamLength: 1024 },
+    // A numeric PAN must not become a string, and an unknown field must not vanish.
+    ajv: { customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: false, allErrors: false, strictTypes: false } },
+    clientErrorHandler(error, socket) {
+      // The packet that could not be parsed may hold anything, so it is wiped and the answer is constant.
+      const { rawPacket } = error as unknown as { rawPacket?: Buffer };
+      rawPacket?.fill(0);
+      if (!socket.writable) return;
+      const { problem } = renderProblem(new VaultError('invalid_request'), randomUUID());
+      const body = JSON.stringify(problem);
+      socket.end(`HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`);
+    },
+    frameworkErrors(error, request, reply) {
+      void answerError(error, request as FastifyRequest, reply as FastifyReply);
+    },
+  });
+  tls.attach(app.server as unknown as Parameters<TlsListener['attach']>[0]);
+  app.decorateRequest('call', null as unknown as Call);
+  app.decorateRequest('taken', null);
+  app.decorateRequest('outcomeCode', null);
+
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('cache-control', 'no-store').header('x-request-id', request.id);
+    if (draining) reply.header('connection', 'close');
+    const facts = factsOf(request);
+    const socket = request.raw.socket as TLSSocket;
+    const at = now();
+    request.call = { requestId: request.id, at, caller: null, from: socket.remoteAddress ?? '' };
+    // 1. Authenticate.
+    let caller;
+    try {
+      caller = callerOf(socket, trustDomain);
+    } catch (error) {
+      throw new VaultError('not_authorized', { cause: error });
+    }
+    request.call = { requestId: request.id, at, caller, from: socket.remoteAddress ?? '' };
+    const standing = revocation.check(caller, at);
+    if (standing !== 'good') {
+      reply.header('connection', 'close');
+      throw new VaultError('not_authorized', { cause: new Error(`the certificate is ${standing}`) });
+    }
+    // A card number in the URL or a header is a string already, beyond wiping: it is refused, and named nowhere.
+    if (holdsCardNumber(request.raw.url ?? '') || headersHoldCardNumber(request)) throw new VaultError('pan_in_other_field');
+    // Bodies where none belongs are wiped as well: a client may send a card anywhere.
+    if ((request.method === 'GET' || request.method === 'HEAD') && hasBody(request)) {
+      (await readBody(request.raw, facts.maxBodyBytes)).fill(0);
+      throw new VaultError('invalid_request');
+    }
+  });
+
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser('*', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
+    const facts = factsOf(request);
+    const body = await readBody(payload, facts.maxBodyBytes);
+    try {
+      const type = request.headers['content-type'];
+      // 2. Take the digits out, also of what will be refused.
+      const taken = takeCards(body, facts.cards);
+      if (!taken.ok) throw new VaultError(taken.refusal);
+      request.taken = taken;
+      if (type === undefined || !/^application\/json\s*(;|$)/iu.test(type)) throw new VaultError('invalid_request');
+      // From here on the text holds no card number.
+      return JSON.parse(taken.json.toString('utf8')) as unknown;
+    } finally {
+      body.fill(0);
+    }
+  });
+
+  async function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    request.taken?.[Symbol.dispose]();
+    if (error instanceof RequestAborted) {
+      request.outcomeCode = 'invalid_request';
+      reply.hijack();
+      request.raw.destroy();
+      return;
+    }
+    const facts = factsOf(request);
+    let refusal = toVaultError(error);
+    const call = request.call as Call | null;
+    if (facts.audited && !refusal.recorded && !unwritten.has(refusal.code) && call !== null) {
+      try {
+        await options.recordRefusal(call, facts.action, refusal.code);
+      } catch (recordError) {
+        // If the log cannot be written, the vault refuses for that reason, whatever else there was.
+        refusal = toVaultError(recordError);
+      }
+    }
+    if (refusal.status >= 500) observer.failed(request.id, refusal.cause ?? refusal);
+    request.outcomeCode = refusal.code;
+    const { problem, retryAfterSeconds } = renderProblem(refusal, request.id);
+    if (retryAfterSeconds !== undefined) reply.header('retry-after', retryAfterSeconds);
+    // What is left of a refused body is thrown away by readBody; the connection is not used again.
+    if (refusal.code === 'payload_too_large') reply.header('connection', 'close');
+    reply.code(problem.status).type('application/problem+json').serializer(JSON.stringify);
+    await reply.send(problem);
+  }
+  app.setErrorHandler(answerError);
+  app.setNotFoundHandler(async (request, reply) => {
+    if (hasBody(request)) (await readBody(request.raw, unknownRoute.maxBodyBytes).catch(() => Buffer.alloc(0))).fill(0);
+    await answerError(new VaultError('not_found'), request, reply);
+  });
+
+  app.addHook('onResponse', async (request, reply) => {
+    request.taken?.[Symbol.dispose]();
+    observer.answered(factsOf(request).action, request.outcomeCode ?? 'ok', reply.elapsedTime / 1000);
+  });
+  app.addHook('preClose', async () => {
+    draining = true;
+  });
+  return app;
+}
+
+/**
+ * Writes an answer that holds card numbers: the head first, then the body as one lone Buffer, which is wiped as soon as it is
+ * sent or the client is gone. Several buffers in one write would be copied inside Node's TLS layer, where nobody wipes them.
+ */
+export function sendSecret(reply: FastifyReply, body: Buffer): void {
+  reply.hijack();
+  const { raw } = reply;
+  const wipe = (): void => {
+    body.fill(0);
+  };
+  raw.once('finish', wipe);
+  raw.once('close', wipe);
+  if (raw.destroyed) return wipe();
+  raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), 'content-type': 'application/json; charset=utf-8', 'content-length': body.length });
+  raw.flushHeaders();
+  raw.end(body);
+}
+
+function factsOf(request: FastifyRequest): RouteFacts {
+  const { config } = request.routeOptions;
+  return config.action === undefined ? unknownRoute : (config as RouteFacts);
+}
+
+function hasBody(request: FastifyRequest): boolean {
+  const { 'content-length': length, 'transfer-encoding': encoding } = request.headers;
+  return encoding !== undefined || (length !== undefined && length !== '0');
+}
+
+function headersHoldCardNumber(request: FastifyRequest): boolean {
+  const headers = request.raw.rawHeaders;
+  for (let index = 0; index < headers.length; index += 2) {
+    const value = headers[index + 1]!;
+    // Names are scanned as well. A trace id is random hex in an exact form, and would be mistaken now and then.
+    if (value.length >= 12 && holdsCardNumber(value) && !traceparent.test(value)) return true;
+    if (headers[index]!.length >= 12 && holdsCardNumber(headers[index]!)) return true;
+  }
+  return false;
+}
+
+/** Fastify's own refusals (schema, malformed URL, …) are the client's fault and say so without their text, which may quote input. */
+function toVaultError(error: unknown): VaultError {
+  if (error instanceof VaultError) return error;
+  const status = (error as Partial<FastifyError> | null)?.statusCode;
+  if (status !== undefined && status >= 400 && status < 500) return new VaultError(status === 413 ? 'payload_too_large' : 'invalid_request', { cause: error });
+  return new VaultError('internal', { cause: error });
+}
