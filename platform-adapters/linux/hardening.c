@@ -1,13 +1,13 @@
 // What Node cannot ask of the kernel by itself: keep other processes and the disk away from our memory. N-API, so one build serves every Node.
 //
-// apply(dumpable: boolean, lockMemory: boolean) -> { dumpable, noNewPrivileges, coreSoft, coreHard, memoryLocked }
+// apply(dumpable: boolean) -> { dumpable, noNewPrivileges, coreSoft, coreHard }
 // Every value is read back from the kernel after it was set; nothing here decides whether it is good enough. Throws the errno's text if a call fails.
+// There is no mlockall: V8 gives pages back with madvise(MADV_DONTNEED), which fails on locked memory, and V8 then aborts the process.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <node_api.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
@@ -29,13 +29,12 @@ static void put_number(napi_env env, napi_value object, const char *name, double
 }
 
 static napi_value apply(napi_env env, napi_callback_info info) {
-  size_t count = 2;
-  napi_value argument[2], report;
-  bool dumpable = false, lock_memory = false;
-  if (napi_get_cb_info(env, info, &count, argument, NULL, NULL) != napi_ok || count != 2 ||
-      napi_get_value_bool(env, argument[0], &dumpable) != napi_ok ||
-      napi_get_value_bool(env, argument[1], &lock_memory) != napi_ok) {
-    napi_throw_type_error(env, NULL, "apply(dumpable: boolean, lockMemory: boolean)");
+  size_t count = 1;
+  napi_value argument, report;
+  bool dumpable = false;
+  if (napi_get_cb_info(env, info, &count, &argument, NULL, NULL) != napi_ok || count != 1 ||
+      napi_get_value_bool(env, argument, &dumpable) != napi_ok) {
+    napi_throw_type_error(env, NULL, "apply(dumpable: boolean)");
     return NULL;
   }
 
@@ -46,8 +45,6 @@ static napi_value apply(napi_env env, napi_callback_info info) {
   if (prctl(PR_SET_DUMPABLE, dumpable ? 1 : 0, 0, 0, 0) != 0) return fail(env, "PR_SET_DUMPABLE");
   // No set-uid program below us gains rights.
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return fail(env, "PR_SET_NO_NEW_PRIVS");
-  // ONFAULT: V8 reserves gigabytes of addresses that it never touches; only pages in use are locked.
-  if (lock_memory && mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0) return fail(env, "mlockall");
 
   if (getrlimit(RLIMIT_CORE, &core) != 0) return fail(env, "getrlimit");
   napi_create_object(env, &report);
@@ -55,7 +52,6 @@ static napi_value apply(napi_env env, napi_callback_info info) {
   put_bool(env, report, "noNewPrivileges", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1);
   put_number(env, report, "coreSoft", (double)core.rlim_cur);
   put_number(env, report, "coreHard", (double)core.rlim_max);
-  put_bool(env, report, "memoryLocked", lock_memory);
   return report;
 }
 

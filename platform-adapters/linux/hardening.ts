@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import inspector from 'node:inspector'
 import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 /** What the process is like now, read back from the kernel. */
@@ -8,9 +9,7 @@ export interface HardeningReport {
   /** False: no other process of this user may read our memory. */
   readonly dumpable: boolean
   readonly noNewPrivileges: boolean
-  /** True if no page in use can reach a swap area. */
-  readonly memoryLocked: boolean
-  /** Swap areas that are active while the memory is not locked, as in /proc/swaps. Empty is good. */
+  /** The active swap areas that our memory could reach, as named in /proc/swaps. Empty is good. */
   readonly swap: readonly string[]
 }
 
@@ -22,7 +21,7 @@ export interface HardeningOptions {
 }
 
 interface Addon {
-  apply(dumpable: boolean, lockMemory: boolean): { dumpable: boolean; noNewPrivileges: boolean; coreSoft: number; coreHard: number; memoryLocked: boolean }
+  apply(dumpable: boolean): { dumpable: boolean; noNewPrivileges: boolean; coreSoft: number; coreHard: number }
 }
 
 /** docker/set-up.js compiles it there from hardening.c. */
@@ -31,11 +30,8 @@ const ADDON = fileURLToPath(new URL('../../node_modules/.cofre/hardening.node', 
 /** Options of Node that open the memory to a debugger or write parts of it to disk. */
 const UNSAFE_OPTION = /^--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof$|trace-event|perf-)/
 
-/** capabilities(7): CAP_IPC_LOCK is bit 14. */
-const CAP_IPC_LOCK = 1n << 14n
-
 /**
- * Takes this process's memory out of reach of others and of the disk, verifies it, and returns what it found: no core files, undumpable, no new privileges, locked memory where the limits allow it.
+ * Takes this process's memory out of reach of others and of the disk, verifies it, and returns what it found: no core files, undumpable, no new privileges.
  * Called once at start, before any secret is read; calling it again changes nothing. Child processes inherit the core limit and no-new-privileges.
  *
  * @throws one clear line: the addon is missing or the kernel refused, an inspector is open or could be opened (SIGUSR1), an option of Node would write memory to disk, or memory could be swapped out and `swap` is `refuse`.
@@ -50,15 +46,26 @@ export function hardenProcess(options: HardeningOptions): HardeningReport {
   const addon = createRequire(import.meta.url)(ADDON) as Addon
   let state: ReturnType<Addon['apply']>
   try {
-    state = addon.apply(options.dumpable === true, mayLockMemory(readFileSync('/proc/self/limits', 'utf8'), readFileSync('/proc/self/status', 'utf8')))
+    state = addon.apply(options.dumpable === true)
   } catch (cause) {
     throw new Error('the kernel refused to harden the process', { cause })
   }
   if (state.dumpable !== (options.dumpable === true) || !state.noNewPrivileges || state.coreSoft !== 0 || state.coreHard !== 0) throw new Error('the kernel did not keep what was asked of it: the process is not hardened')
 
-  const swap = state.memoryLocked ? [] : swapAreas(existsSync('/proc/swaps') ? readFileSync('/proc/swaps', 'utf8') : '')
-  if (swap.length > 0 && options.swap === 'refuse') throw new Error('swap is on, so card numbers could reach the disk: turn it off (swapoff -a), or allow the process to lock its memory (LimitMEMLOCK=infinity)')
-  return { dumpable: state.dumpable, noNewPrivileges: state.noNewPrivileges, memoryLocked: state.memoryLocked, swap }
+  const swap = swapForbidden() ? [] : swapAreas(existsSync('/proc/swaps') ? readFileSync('/proc/swaps', 'utf8') : '')
+  if (swap.length > 0 && options.swap === 'refuse') throw new Error('swap is on, so card numbers could reach the disk: turn it off (swapoff -a), or run the process where it may not swap (MemorySwapMax=0)')
+  return { dumpable: state.dumpable, noNewPrivileges: state.noNewPrivileges, swap }
+}
+
+/** True if a control group that we are in may not swap at all (cgroups v2, memory.swap.max is 0): in a container, /proc/swaps is the host's. */
+function swapForbidden(): boolean {
+  const path = /^0::(\/.*)$/m.exec(existsSync('/proc/self/cgroup') ? readFileSync('/proc/self/cgroup', 'utf8') : '')?.[1]
+  if (path === undefined || path.split('/').includes('..')) return false
+  for (let group = path; ; group = dirname(group)) {
+    const file = join('/sys/fs/cgroup', group, 'memory.swap.max')
+    if (existsSync(file) && readFileSync(file, 'utf8').trim() === '0') return true
+    if (group === '/') return false
+  }
 }
 
 /** Returns the name of the first option, from the command line or NODE_OPTIONS, that exposes memory; null if there is none. Pure. */
@@ -71,13 +78,4 @@ export function unsafeOption(execArgv: readonly string[], nodeOptions = ''): str
 /** Returns the swap areas named in the text of /proc/swaps, whose first line is a heading (proc(5)). Pure. */
 export function swapAreas(text: string): string[] {
   return text.trim().split('\n').slice(1).map((line) => line.split(/\s+/)[0]!)
-}
-
-/**
- * True if all memory, now and later, may be locked: without a limit, or with CAP_IPC_LOCK. Under a mere large limit it is not tried: a later allocation beyond it would fail and end the process. Takes the text of /proc/self/limits and /proc/self/status. Pure.
- */
-export function mayLockMemory(limits: string, status: string): boolean {
-  if (/^Max locked memory\s+unlimited\s/m.test(limits)) return true
-  const effective = /^CapEff:\s+([0-9a-f]+)$/m.exec(status)?.[1]
-  return effective !== undefined && (BigInt(`0x${effective}`) & CAP_IPC_LOCK) !== 0n
 }

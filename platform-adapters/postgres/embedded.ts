@@ -2,7 +2,6 @@ import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { chmodSync, chownSync, existsSync, closeSync, lchownSync, lstatSync, mkdirSync, openSync, readFileSync, readSync, readdirSync, readlinkSync, realpathSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { createServer, type Server } from 'node:net'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Client } from 'pg'
@@ -75,6 +74,8 @@ const READY_TIMEOUT_MS = 60_000
 const FAST_SHUTDOWN_MS = 10_000
 const IMMEDIATE_SHUTDOWN_MS = 5_000
 const MAX_LOG_BYTES = 16 * 1024 * 1024
+/** Long enough for a vault that was told to stop to do so. */
+const LOCK_PATIENCE_S = 10
 const NOBODY = 65_534
 
 /** Who PostgreSQL runs as. It refuses uid 0, so root needs one of the last two. */
@@ -96,16 +97,16 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedP
   const binaries = findBinaries()
   makeFolder(options.folder)
   const folder = realpathSync(options.folder)
-  const lock = await lockFolder(folder)
+  const unlock = await lockFolder(folder)
   try {
-    return await start(folder, binaries, lock, options)
+    return await start(folder, binaries, unlock, options)
   } catch (error) {
-    lock.close()
+    unlock()
     throw error
   }
 }
 
-async function start(folder: string, binaries: string, lock: Server, options: EmbeddedOptions): Promise<EmbeddedPostgres> {
+async function start(folder: string, binaries: string, unlock: () => void, options: EmbeddedOptions): Promise<EmbeddedPostgres> {
   const cluster = join(folder, 'cluster')
   const dataFolder = join(cluster, 'data')
   const logFile = join(folder, 'postgres.log')
@@ -140,7 +141,7 @@ async function start(folder: string, binaries: string, lock: Server, options: Em
 
   const exited = child === null ? untilGone(gone) : new Promise<void>((resolve) => child.once('exit', () => resolve()))
   if (child !== null) await untilReady(dataFolder, pid, () => child.exitCode !== null || child.signalCode !== null, logFile)
-  void exited.then(() => lock.close())
+  void exited.then(unlock)
 
   const stop = async (): Promise<void> => {
     await end(pid, gone)
@@ -191,16 +192,26 @@ function makeFolder(folder: string): void {
 }
 
 /**
- * Claims the folder for this process by an abstract socket, which the kernel frees when the process dies: no stale lock can be left. It is seen within one network namespace; across containers PostgreSQL's own pid file is what is left.
+ * Claims the folder for this process and returns how to give it up. The lock hangs on an open file, so the kernel frees it when the process dies: no stale lock can be left. A process that is just stopping is waited for.
  */
-async function lockFolder(folder: string): Promise<Server> {
-  const server = createServer((connection) => connection.end(String(process.pid)))
-  server.unref()
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (cause: NodeJS.ErrnoException) => reject(new Error(cause.code === 'EADDRINUSE' ? `another process already uses ${folder}: stop it, or set COFRE_HOME to another folder` : 'the lock of the state folder could not be made', { cause })))
-    server.listen(`\0cofre-postgres-${digest(folder)}`, resolve)
-  })
-  return server
+async function lockFolder(folder: string): Promise<() => void> {
+  const fd = openSync(folder, 'r')
+  // flock(1) locks the open file that it shares with us, and ends; children do not inherit it (O_CLOEXEC).
+  const flock = spawn('flock', ['--timeout', String(LOCK_PATIENCE_S), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] })
+  const { promise, resolve, reject } = Promise.withResolvers<number | null>()
+  flock.once('error', (cause) => reject(new Error('the command flock is missing: install the package util-linux', { cause })))
+  flock.once('exit', resolve)
+  try {
+    if ((await promise) !== 0) throw new Error(`another process already uses ${folder}: stop it, or set COFRE_HOME to another folder`)
+  } catch (error) {
+    closeSync(fd)
+    throw error
+  }
+  let held = true
+  return () => {
+    if (held) closeSync(fd)
+    held = false
+  }
 }
 
 function digest(text: string): string {
@@ -379,12 +390,12 @@ async function answers(url: string): Promise<boolean> {
   }
 }
 
-/** PostgreSQL refuses to start over a lock file whose number is in use, even if by an unrelated program. No process of ours is left here, so such a file is stale. */
+/** PostgreSQL refuses to start over a lock file whose number is in use, be it by an unrelated program or by its own zombie that nobody has reaped. No process of ours is left here, so such a file is stale. */
 function removeForeignLock(file: string): void {
   const text = readText(file)
   if (text === null) return
   const pid = Math.abs(Number.parseInt(text, 10))
-  if (Number.isNaN(pid) || pid === 0 || startTimeOf(pid) !== null) rmSync(file, { force: true })
+  if (Number.isNaN(pid) || pid === 0 || existsSync(`/proc/${pid}`)) rmSync(file, { force: true })
 }
 
 function readPidFile(dataFolder: string): { pid: number; ready: boolean } | null {
