@@ -1,6 +1,7 @@
 import type { X509Certificate } from 'node:crypto';
 import type { TLSSocket } from 'node:tls';
 
+import { namesOf } from './crl.ts';
 import { VaultError } from './errors.ts';
 
 /** Who calls: all that authorization, quotas and the log know of a client. Made only from a verified certificate. */
@@ -15,9 +16,15 @@ export interface Caller {
   readonly notAfter: Date;
 }
 
+/** A caller as its certificate shows it: with the authority that vouches for it, on whose revocation list it would stand. */
+export interface CertifiedCaller extends Caller {
+  /** The DER of the issuer's name, in hex: the form that RevocationList keeps. */
+  readonly authority: string;
+}
+
 /** What `authenticate` needs to know of revocation. O(1): it stands on the path of every request. */
 export interface RevocationCheck {
-  check(caller: Caller, now: Date): 'good' | 'revoked' | 'expired' | 'stale';
+  check(caller: CertifiedCaller, now: Date): 'good' | 'revoked' | 'expired' | 'stale';
 }
 
 /** One label of a SPIFFE path here: what a DNS label may be, so that tenants and services fit everywhere names go. */
@@ -34,7 +41,7 @@ const clientAuth = '1.3.6.1.5.5.7.3.2';
  *
  * @throws VaultError `not_authorized`; its `cause` says which rule, in constant words.
  */
-export function parseCaller(certificate: X509Certificate, trustDomain: string): Caller {
+export function parseCaller(certificate: X509Certificate, trustDomain: string): CertifiedCaller {
   const uri = onlyUri(certificate.subjectAltName);
   const prefix = `spiffe://${trustDomain}`;
   if (!uri.startsWith(`${prefix}/`)) throw refusal('the URI name is of another trust domain');
@@ -49,7 +56,7 @@ export function parseCaller(certificate: X509Certificate, trustDomain: string): 
   const usages: readonly string[] | undefined = certificate.keyUsage;
   if (usages !== undefined && !usages.includes(clientAuth)) throw refusal('the certificate is not for clients');
 
-  return { spiffeId: uri, tenant, service, serial: normalSerial(certificate.serialNumber), notAfter: certificate.validToDate };
+  return { spiffeId: uri, tenant, service, serial: normalSerial(certificate.serialNumber), notAfter: certificate.validToDate, authority: namesOf(certificate.raw).issuer.toString('hex') };
 }
 
 /**
@@ -64,7 +71,7 @@ export function normalSerial(hex: string): string {
   return serial;
 }
 
-const known = new WeakMap<TLSSocket, { readonly caller: Caller } | { readonly refused: VaultError }>();
+const known = new WeakMap<TLSSocket, { readonly caller: CertifiedCaller } | { readonly refused: VaultError }>();
 
 /**
  * The caller behind a connection, the certificate being read once a connection. Right for resumed sessions as well: the ticket carries
@@ -73,7 +80,7 @@ const known = new WeakMap<TLSSocket, { readonly caller: Caller } | { readonly re
  * @throws VaultError `not_authorized` for a connection without a verified certificate. `authorized` alone does not say so: older releases
  * of Node 24 set it for every resumed TLS 1.3 session without a certificate (nodejs/node issue 35317; 24.21 does not).
  */
-export function callerOf(socket: TLSSocket, trustDomain: string): Caller {
+export function callerOf(socket: TLSSocket, trustDomain: string): CertifiedCaller {
   let entry = known.get(socket);
   if (entry === undefined) {
     entry = identify(socket, trustDomain);
@@ -88,14 +95,14 @@ export function callerOf(socket: TLSSocket, trustDomain: string): Caller {
  *
  * @throws VaultError `not_authorized`; its `cause` says why, in constant words.
  */
-export function authenticate(socket: TLSSocket, trustDomain: string, revocation: RevocationCheck, now: Date): Caller {
+export function authenticate(socket: TLSSocket, trustDomain: string, revocation: RevocationCheck, now: Date): CertifiedCaller {
   const caller = callerOf(socket, trustDomain);
   const standing = revocation.check(caller, now);
   if (standing !== 'good') throw refusal(standing === 'stale' ? 'the revocation list is stale' : `the certificate is ${standing}`);
   return caller;
 }
 
-function identify(socket: TLSSocket, trustDomain: string): { readonly caller: Caller } | { readonly refused: VaultError } {
+function identify(socket: TLSSocket, trustDomain: string): { readonly caller: CertifiedCaller } | { readonly refused: VaultError } {
   try {
     const certificate = socket.authorized ? socket.getPeerX509Certificate() : undefined;
     if (certificate === undefined) throw refusal('the connection has no verified certificate');

@@ -1,8 +1,8 @@
 import { verify, X509Certificate, type KeyObject } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 
-import type { Caller } from './caller.ts';
-import { parseCrls, subjectOf, type Crl } from './crl.ts';
+import type { CertifiedCaller } from './caller.ts';
+import { namesOf, parseCrls, type Crl } from './crl.ts';
 
 export interface RevocationOptions {
   /** One list in DER or any number in PEM: exactly one of each authority in `caFile`. */
@@ -83,12 +83,15 @@ export class RevocationList {
     }
   }
 
-  /** Whether this caller's certificate counts at `now`. O(1), no I/O: for every request. Anything but `good` is to be refused. */
-  check(caller: Caller, now: Date): 'good' | 'revoked' | 'expired' | 'stale' {
+  /**
+   * Whether this caller's certificate counts at `now`. O(1), no I/O: for every request. Anything but `good` is to be refused. An authority whose list is not
+   * in force is `stale`: a listener may have learned of it before its list came, or be the only one to accept it.
+   */
+  check(caller: CertifiedCaller, now: Date): 'good' | 'revoked' | 'expired' | 'stale' {
     const moment = now.getTime();
     if (this.#serials.has(caller.serial)) return 'revoked';
     if (moment > caller.notAfter.getTime()) return 'expired';
-    if (moment > this.#freshUntilMs) return 'stale';
+    if (moment > this.#freshUntilMs || !this.#inForce.has(caller.authority)) return 'stale';
     return 'good';
   }
 
@@ -175,7 +178,7 @@ export function authoritiesOf(pem: Buffer): readonly { readonly subject: string;
   return blocks.map((block) => {
     const certificate = parsed(block);
     if (!certificate.ca) throw new Error('a certificate in the file of authorities is not of an authority');
-    return { subject: subjectOf(certificate.raw).toString('hex'), publicKey: certificate.publicKey, certificate };
+    return { subject: namesOf(certificate.raw).subject.toString('hex'), publicKey: certificate.publicKey, certificate };
   });
 }
 

@@ -87,7 +87,7 @@ export function makeCrl(fields: CrlFields, issuer: Issuer): string {
     der.time(fields.thisUpdate),
     der.time(fields.nextUpdate),
     // RFC 5280 5.1.2.6: without entries the list is absent, not empty.
-    ...(entries.length === 0 ? [] : [der.sequence(...entries)]),
+    ...(entries.length === 0 ? [] : [der.sequence(Buffer.concat(entries))]),
     der.tagged(0, der.sequence(extension('2.5.29.35', false, authorityKeyIdentifier(issuer)), extension('2.5.29.20', false, der.integerOf(fields.number)))),
   );
   return pem('X509 CRL', signed(tbs, issuer.key));

@@ -17,15 +17,15 @@ export interface TestPki {
   readonly pki: DevelopmentPki;
   readonly directory: string;
   /** Path of a file of the set. */
-  path(file: string): string;
+  readonly path: (file: string) => string;
   /** What the files `<name>.pem` and `<name>.key` hold now. */
-  credentials(name: string): Credentials;
+  readonly credentials: (name: string) => Credentials;
   /** A certificate of this authority, as odd as the request makes it; by default a client's with the URI name of acme's checkout. */
-  issue(request?: Partial<CertificateRequest>): Credentials;
+  readonly issue: (request?: Partial<CertificateRequest>) => Credentials;
   /** A revocation list of this authority, as odd as the fields make it: fresh and empty with a high number by default. PEM. */
-  crl(fields?: Partial<CrlFields>): string;
+  readonly crl: (fields?: Partial<CrlFields>) => string;
   /** Opens a TLS connection to the loopback port, trusting this authority; resolves when the handshake is done as the client sees it. */
-  connect(port: number, credentials: Credentials | null, options?: ConnectionOptions): Promise<TLSSocket>;
+  readonly connect: (port: number, credentials: Credentials | null, options?: ConnectionOptions) => Promise<TLSSocket>;
 }
 
 const sessions = new WeakMap<TLSSocket, Buffer>();

@@ -1,10 +1,12 @@
 import { X509Certificate } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import type { TLSSocket } from 'node:tls';
 
 import t from 'tap';
 
 import type { AlternativeName } from '../../platform-adapters/pki/certificate.ts';
-import { authenticate, callerOf, normalSerial, parseCaller, type Caller } from '../../vault/caller.ts';
+import { authenticate, callerOf, normalSerial, parseCaller, type CertifiedCaller } from '../../vault/caller.ts';
+import { namesOf } from '../../vault/crl.ts';
 import { VaultError } from '../../vault/errors.ts';
 import { serialOf, testPki } from '../support/pki.ts';
 
@@ -32,6 +34,7 @@ t.test('a certificate with one URI name of our form gives the caller', (t) => {
     service: 'checkout',
     serial: serialOf(cert),
     notAfter: read.validToDate,
+    authority: namesOf(new X509Certificate(readFileSync(pki.path('ca.pem'))).raw).subject.toString('hex'),
   });
   t.end();
 });
@@ -145,9 +148,9 @@ t.test('a connection that is not authorized, or has no certificate, has no calle
 t.test('every request asks for the standing of the certificate, and only a good one passes', (t) => {
   const { socket } = connection(true, new X509Certificate(pki.credentials('checkout').cert));
   const now = new Date();
-  const asked: Caller[] = [];
+  const asked: CertifiedCaller[] = [];
   const check = (standing: 'good' | 'revoked' | 'expired' | 'stale') => ({
-    check: (caller: Caller, moment: Date) => {
+    check: (caller: CertifiedCaller, moment: Date) => {
       asked.push(caller);
       t.equal(moment, now);
       return standing;

@@ -5,15 +5,30 @@ import t from 'tap';
 
 import { makeCertificate } from '../../platform-adapters/pki/certificate.ts';
 import * as der from '../../platform-adapters/pki/der.ts';
-import type { Caller } from '../../vault/caller.ts';
-import { parseCrls, subjectOf } from '../../vault/crl.ts';
+import type { CertifiedCaller } from '../../vault/caller.ts';
+import { namesOf, parseCrls } from '../../vault/crl.ts';
 import { RevocationList, type RevocationReload } from '../../vault/revocation.ts';
 import { put, serialOf, testPki, type TestPki } from '../support/pki.ts';
 
 const hourMs = 3_600_000;
 
-function caller(serial: string, notAfter = new Date(Date.now() + hourMs)): Caller {
-  return { spiffeId: 'spiffe://cofre.dev/tenant/acme/service/checkout', tenant: 'acme', service: 'checkout', serial, notAfter };
+/** A caller with this serial, of the authority of a test set or of the one in `trustDomain`. */
+function caller(serial: string, notAfter = new Date(Date.now() + hourMs), authority = authorityOf(t)): CertifiedCaller {
+  return { spiffeId: 'spiffe://cofre.dev/tenant/acme/service/checkout', tenant: 'acme', service: 'checkout', serial, notAfter, authority };
+}
+
+/** The name that every authority of a trust domain has here. */
+const authorityOf = (() => {
+  const names = new Map<string, string>();
+  return (t: Parameters<typeof testPki>[0], trustDomain = 'cofre.dev'): string => {
+    const known = names.get(trustDomain) ?? subjectOf(readFileSync(testPki(t, { trustDomain }).path('ca.pem'))).toString('hex');
+    names.set(trustDomain, known);
+    return known;
+  };
+})();
+
+function subjectOf(pem: string | Buffer): Buffer {
+  return namesOf(new X509Certificate(pem).raw).subject;
 }
 
 async function open(set: TestPki, options: { maxAgeMs?: number; now?: () => Date } = {}): Promise<RevocationList> {
@@ -63,7 +78,7 @@ t.test('a list past its nextUpdate, or older than the configured age, is stale; 
   const thisUpdate = new Date(Math.floor(Date.now() / 1000) * 1000);
   const after = (ms: number): Date => new Date(thisUpdate.getTime() + ms);
   put(set.path('crl.pem'), set.crl({ thisUpdate, nextUpdate: after(2 * hourMs), revoked: [{ serial: 'ab1', at: thisUpdate }] }));
-  const unexpired = (serial: string): Caller => caller(serial, after(99 * hourMs));
+  const unexpired = (serial: string): CertifiedCaller => caller(serial, after(99 * hourMs));
   const byNextUpdate = await open(set, { maxAgeMs: 24 * hourMs });
   t.equal(byNextUpdate.check(unexpired('1'), after(2 * hourMs)), 'good');
   t.equal(byNextUpdate.check(unexpired('1'), after(2 * hourMs + 1)), 'stale');
@@ -150,17 +165,33 @@ t.test('with two authorities each needs its list, each has its own numbers, and 
   t.equal(list.check(caller('b2'), new Date()), 'revoked');
   t.same(list.status().freshUntil, new Date(thisUpdate.getTime() + 2 * hourMs));
   t.same(list.status().numbers, [9n, 1n]);
+  const ofTheSecond = caller('1', undefined, authorityOf(t, 'cofre.two'));
+  t.equal(list.check(ofTheSecond, new Date()), 'good');
   put(one.path('crl.pem'), ofOne);
   t.match(await list.reload(), { outcome: 'refused', reason: 'an authority has no revocation list' });
 });
 
-t.test('a rolled-back list of an authority that left and came back is judged anew', async (t) => {
+t.test('a client of an authority whose list is not in force is refused, though its serial stands nowhere', async (t) => {
+  const set = testPki(t);
+  const list = await open(set);
+  const stranger = caller('1', undefined, authorityOf(t, 'cofre.two'));
+  t.equal(list.check(stranger, new Date()), 'stale');
+  // The listeners may take the new file of authorities; the lists, lacking one, are refused as a whole.
+  put(set.path('ca.pem'), readFileSync(set.path('ca.pem'), 'utf8') + readFileSync(testPki(t, { trustDomain: 'cofre.two' }).path('ca.pem'), 'utf8'));
+  t.match(await list.reload(), { outcome: 'refused', reason: 'an authority has no revocation list' });
+  t.equal(list.check(stranger, new Date()), 'stale');
+  t.equal(list.check(caller('1'), new Date()), 'good');
+});
+
+t.test('lists follow the authorities: one that is taken out takes its list along', async (t) => {
   const set = testPki(t);
   const stranger = testPki(t, { trustDomain: 'cofre.two' });
   const list = await open(set);
   put(set.path('ca.pem'), readFileSync(stranger.path('ca.pem'), 'utf8'));
   put(set.path('crl.pem'), stranger.crl());
-  t.match(await list.reload(), { outcome: 'loaded' }, 'lists follow the authorities');
+  t.match(await list.reload(), { outcome: 'loaded' });
+  t.equal(list.check(caller('1'), new Date()), 'stale');
+  t.equal(list.check(caller('1', undefined, authorityOf(t, 'cofre.two')), new Date()), 'good');
 });
 
 t.test('watching tells of a change and of a refusal once, and not of silence', async (t) => {
@@ -207,9 +238,9 @@ t.test('a list is believed under an RSA or Ed25519 authority too, and never unde
     const issuer = generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).privateKey;
     const certificate = makeCertificate({ subject, names: [], usages: [], authority: { pathLength: 0 }, notBefore: new Date(0), notAfter: new Date(Date.now() + hourMs) }, keys.publicKey, { subject, key: issuer });
     put(directory.path('ca.pem'), certificate);
-    const tbs = bodyOf({ issuer: subjectOf(new X509Certificate(certificate).raw) }, algorithm);
+    const tbs = bodyOf({ issuer: subjectOf(certificate) }, algorithm);
     put(directory.path('crl.pem'), der.sequence(tbs, algorithm, der.bits(sign(digest, tbs, keys.privateKey))));
-    if (believed) t.equal((await open(directory)).check(caller('ab1'), new Date()), 'revoked');
+    if (believed) t.equal((await open(directory)).check(caller('ab1'), new Date()), 'revoked', algorithm.toString('hex'));
     else await t.rejects(open(directory), /not signed by an authority of ours/);
   }
 });
@@ -260,7 +291,7 @@ t.test('lists that are not complete ones are refused by their form', (t) => {
 t.test('the subject of a certificate is read as the bytes that a list names as its issuer', (t) => {
   const set = testPki(t);
   const authority = new X509Certificate(readFileSync(set.path('ca.pem')));
-  t.ok(subjectOf(authority.raw).equals(parseCrls(toDer(fresh(set)))[0]!.issuer));
+  t.ok(namesOf(authority.raw).subject.equals(parseCrls(toDer(fresh(set)))[0]!.issuer));
   t.end();
 });
 

@@ -7,7 +7,7 @@ import { createServer as createTlsServer, type ConnectionOptions, type Server, t
 
 import t, { type Test } from 'tap';
 
-import { makeCertificate } from '../../platform-adapters/pki/certificate.ts';
+import { makeCertificate, makeCrl } from '../../platform-adapters/pki/certificate.ts';
 import { authenticate } from '../../vault/caller.ts';
 import { VaultError } from '../../vault/errors.ts';
 import { RevocationList } from '../../vault/revocation.ts';
@@ -351,7 +351,11 @@ t.test('a client certificate under an intermediate has no revocation list here a
   t.match(made.events, [{ kind: 'reloaded' }, { kind: 'connection_refused', reason: 'not issued by an authority of ours' }]);
   put(set.path('ca.pem'), ofRoot + ofMiddle);
   await made.listener.reload();
-  t.equal(await askAs(made, client, { ca: trusted }), 'checkout full', 'with the issuing authority in the file it is welcome');
+  t.equal(await askAs(made, client, { ca: trusted }), '403 the revocation list is stale', 'with the issuing authority in the file it still lacks a list');
+  const list = { number: 1n, thisUpdate: new Date(), nextUpdate: new Date(Date.now() + dayMs), revoked: [] };
+  put(set.path('crl.pem'), makeCrl(list, { subject: named('root'), key: root.privateKey }) + makeCrl(list, { subject: named('middle'), key: middle.privateKey }));
+  t.equal((await made.revocation.reload()).outcome, 'loaded');
+  t.equal(await askAs(made, client, { ca: trusted }), 'checkout full', 'and with it is welcome');
 });
 
 t.test('more connections than the limit are closed unanswered, and a silent one is closed by itself', async (t) => {
