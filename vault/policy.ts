@@ -56,7 +56,7 @@ const denied: Decision = { allowed: false, policyIds: [] };
 
 /**
  * Loads the policies (`*.cedar`) and the schema (`vault.cedarschema`) of a directory. Refuses the set on any error or warning of Cedar's strict
- * validation, on a template, on a policy without an @id of its own, on a set without policies, and on one that gives an action of `named` to a caller that nobody has heard of.
+ * validation, on a schema that lacks one of our actions or purposes, on a template, on a policy without an @id of its own, on a set without policies, and on one that gives an action of `named` to a caller that nobody has heard of.
  *
  * @throws PolicySetError with every finding.
  */
@@ -134,7 +134,7 @@ async function readSet(directory: string): Promise<PolicySet> {
   const parsedSchema = cedar.checkParseSchema(schema);
   if (parsedSchema.type === 'failure') throw new PolicySetError(parsedSchema.errors.map((error) => finding(schemaFile, schema, error)).join('\n'));
 
-  const findings: string[] = [];
+  const findings: string[] = schemaGaps(schema).map((gap) => `${schemaFile}: ${gap}`);
   const policies = new Map<string, SourcePolicy>();
   for (const name of names) {
     const text = await readFile(join(directory, name), 'utf8');
@@ -154,6 +154,19 @@ async function readSet(directory: string): Promise<PolicySet> {
   release(probe);
   if (findings.length > 0) throw new PolicySetError(findings.join('\n'));
   return { handle: prepare(schema, [...policies.values()]), digest: hash.digest('hex'), policyIds: [...policies.keys()].sort() };
+}
+
+/** Where a schema, perhaps of an older vault, does not know what this vault asks: each such call would be refused one by one. */
+function schemaGaps(schema: string): readonly string[] {
+  const parsed = cedar.schemaToJson(schema);
+  const namespace = parsed.type === 'success' ? parsed.json['Cofre'] : undefined;
+  if (namespace === undefined) return ['has no namespace Cofre'];
+  const purpose = namespace.entityTypes['Purpose'];
+  const declared = purpose !== undefined && 'enum' in purpose ? purpose.enum : [];
+  return [
+    ...actions.filter((action) => !Object.hasOwn(namespace.actions, action)).map((action) => `has no action ${action}`),
+    ...purposes.filter((name) => !declared.includes(name)).map((name) => `has no purpose ${name}`),
+  ];
 }
 
 /** Has Cedar parse and keep a set whose files it has accepted. Returns the name to ask it by. */
