@@ -209,6 +209,8 @@ async function waitForQuota(running: Running): Promise<void> {
 }
 
 const stack = new AsyncDisposableStack();
+// Children that do not hold the event loop must still be waited for: without this, Node may end in the middle of the cleaning up.
+const holdOpen = setInterval(() => {}, 1000);
 let interrupted = false;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
@@ -228,4 +230,5 @@ try {
   }
 } finally {
   await stack.disposeAsync();
+  clearInterval(holdOpen);
 }

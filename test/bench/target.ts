@@ -35,7 +35,7 @@ export async function startReal(folder: string): Promise<Target> {
   mkdirSync(folder, { recursive: true });
   const [api, admin, telemetry] = await freePorts(3);
   const env = { ...process.env, COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
-  const child = await startServer([vaultProgram, 'serve'], env, /^cofre ready /, join(folder, 'bench-server.log'));
+  const child = await startServer(['--disable-sigusr1', vaultProgram, 'serve'], env, /^cofre ready /, join(folder, 'bench-server.log'));
   return { name: 'real', pid: child.pid!, port: api!, folder, telemetryPort: telemetry!, tlsFiles: (caller) => tlsFilesIn(join(folder, 'pki'), caller), stop: () => stopServer(child) };
 }
 
