@@ -199,8 +199,9 @@ export function openPadded(sealed: Uint8Array, key: KeyObject, aad: Uint8Array):
 /** The cipher of envelope custody, for one tenant: AES in this process with keys of `keys`. */
 export function envelopeCardCipher(tenant: string, keys: DataKeySource<MemoryDataKey>): CardCipher {
   const aad = new Aad(tenant)
-  const openWith = ({ key, keyId }: MemoryDataKey, kind: SealedKind, sealed: Uint8Array, cardId: Uint8Array): Buffer =>
-    unpad(kind, openPadded(sealed, key, aad.of(kind, keyId, cardId)))
+  // The AAD has the key id that stands in the value, not the one that the key was found under: they only agree if nothing was altered.
+  const openWith = ({ key }: MemoryDataKey, kind: SealedKind, sealed: Uint8Array, cardId: Uint8Array): Buffer =>
+    unpad(kind, openPadded(sealed, key, aad.of(kind, keyIdOf(sealed), cardId)))
   return {
     seal(kind, plaintext, binding) {
       aad.check(binding)
@@ -252,7 +253,8 @@ export function directCardCipher(tenant: string, keys: DataKeySource<HsmDataKey>
       aad.check(binding)
       const copy = Buffer.from(sealed)
       const cardId = Buffer.from(binding.cardId)
-      const { keyId, label } = await keys.byId(keyIdOf(copy))
+      const keyId = keyIdOf(copy)
+      const { label } = await keys.byId(keyId)
       return unpad(kind, await hsm.decrypt(label, copy.subarray(NONCE_AT), Buffer.from(aad.of(kind, keyId, cardId))))
     },
   }

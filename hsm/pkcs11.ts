@@ -202,7 +202,6 @@ export function returnValueOf(error: unknown): number | null {
 const lostCodes: ReadonlySet<number> = new Set([
   CKR.SLOT_ID_INVALID,
   CKR.DEVICE_ERROR,
-  CKR.DEVICE_MEMORY,
   CKR.DEVICE_REMOVED,
   CKR.KEY_HANDLE_INVALID, // the object was found again after a restart of the token under another number
   CKR.OBJECT_HANDLE_INVALID,
@@ -326,7 +325,7 @@ export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Ui
   const input = Buffer.from(plaintext)
   const output = Buffer.alloc(input.length + GCM_TAG_BYTES)
   const iv = Buffer.alloc(GCM_IV_BYTES)
-  const zeroIv = (): boolean => iv.every((byte) => byte === 0)
+  let tookZeroIv = false
   try {
     if (!wantsZeroIv.has(session.module)) {
       randomFillSync(iv)
@@ -337,7 +336,7 @@ export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Ui
         if (rv !== CKR.MECHANISM_PARAM_INVALID && rv !== CKR.ARGUMENTS_BAD) throw error
         iv.fill(0)
         session.module.C_EncryptInit(session.handle, gcm(iv, aad), key)
-        wantsZeroIv.add(session.module)
+        tookZeroIv = true
       }
     } else {
       session.module.C_EncryptInit(session.handle, gcm(iv, aad), key)
@@ -345,7 +344,8 @@ export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Ui
     const encrypted = await session.module.C_EncryptAsync(session.handle, input, output)
     if (encrypted.length !== input.length + GCM_TAG_BYTES) throw new HsmError('refused', 'the HSM returned a ciphertext of the wrong length')
     // A token that took the zeros as they were would use one nonce twice: nothing that it made may leave here.
-    if (zeroIv()) throw new HsmError('refused', 'the HSM did not report the nonce that it used')
+    if (iv.every((byte) => byte === 0)) throw new HsmError('refused', 'the HSM did not report the nonce that it used')
+    if (tookZeroIv) wantsZeroIv.add(session.module)
     return Buffer.concat([iv, encrypted])
   } finally {
     input.fill(0)
@@ -423,12 +423,22 @@ function secretTemplate(label: string): Attribute[] {
   ]
 }
 
+function generateSecret(session: SessionRef, mechanism: number, template: Attribute[]): Handle {
+  try {
+    return session.module.C_GenerateKey(session.handle, { mechanism }, template)
+  } catch (cause) {
+    // CloudHSM holds 16,666 keys a cluster.
+    if (returnValueOf(cause) === CKR.DEVICE_MEMORY) throw new HsmError('exhausted', 'the HSM has no room for another key', { cause })
+    throw cause
+  }
+}
+
 /**
  * Makes an AES-256 key inside the HSM: token object, sensitive, never extractable, for encryption and decryption only.
  * Not safe to repeat blindly: a call that failed may have made the key (look for the label).
  */
 export function generateAesKey(session: SessionRef, label: string): Handle {
-  return session.module.C_GenerateKey(session.handle, { mechanism: CKM.AES_KEY_GEN }, [
+  return generateSecret(session, CKM.AES_KEY_GEN, [
     { type: CKA.CLASS, value: CKO.SECRET_KEY },
     { type: CKA.KEY_TYPE, value: CKK.AES },
     { type: CKA.VALUE_LEN, value: 32 },
@@ -444,7 +454,7 @@ export function generateAesKey(session: SessionRef, label: string): Handle {
 
 /** Makes a 32-byte generic secret for HMAC-SHA-256 inside the HSM: token object, sensitive, never extractable, for signing only. As `generateAesKey` otherwise. */
 export function generateHmacKey(session: SessionRef, label: string): Handle {
-  return session.module.C_GenerateKey(session.handle, { mechanism: CKM.GENERIC_SECRET_KEY_GEN }, [
+  return generateSecret(session, CKM.GENERIC_SECRET_KEY_GEN, [
     { type: CKA.CLASS, value: CKO.SECRET_KEY },
     { type: CKA.KEY_TYPE, value: CKK.GENERIC_SECRET },
     { type: CKA.VALUE_LEN, value: 32 },
