@@ -19,6 +19,7 @@ export function readBody(request: IncomingMessage, maxBytes: number): Promise<Bu
     const chunks: Buffer[] = [];
     let size = 0;
     let refused = false;
+    let ended = false;
 
     const stop = (): void => {
       for (const chunk of chunks) chunk.fill(0);
@@ -40,6 +41,7 @@ export function readBody(request: IncomingMessage, maxBytes: number): Promise<Bu
       if (size > maxBytes) refuse();
     };
     const onEnd = (): void => {
+      ended = true;
       if (refused) return;
       const body = Buffer.allocUnsafeSlow(size);
       let at = 0;
@@ -51,8 +53,9 @@ export function readBody(request: IncomingMessage, maxBytes: number): Promise<Bu
       resolve(body);
     };
     const onClose = (): void => {
+      // Every request closes. Only one that was cut off is worth an error, whose stack alone would cost a twentieth of a tokenize.
+      if (ended || refused) return;
       stop();
-      // After `end` this rejection comes too late to matter.
       reject(new RequestAborted('the request was cut off'));
     };
     request.on('data', onData);
