@@ -22,7 +22,7 @@ export interface CertifiedCaller extends Caller {
   readonly authority: string;
 }
 
-/** What `authenticate` needs to know of revocation. O(1): it stands on the path of every request. */
+/** What step 1 asks of every request, after `callerOf`. O(1); anything but `good` is to be refused. */
 export interface RevocationCheck {
   check(caller: CertifiedCaller, now: Date): 'good' | 'revoked' | 'expired' | 'stale';
 }
@@ -75,7 +75,7 @@ const known = new WeakMap<TLSSocket, { readonly caller: CertifiedCaller } | { re
 
 /**
  * The caller behind a connection, the certificate being read once a connection. Right for resumed sessions as well: the ticket carries
- * the certificate of the first handshake. It does not look at revocation: `authenticate` does, on every request.
+ * the certificate of the first handshake. It does not look at revocation: ask `RevocationCheck` on every request.
  *
  * @throws VaultError `not_authorized` for a connection without a verified certificate. `authorized` alone does not say so: older releases
  * of Node 24 set it for every resumed TLS 1.3 session without a certificate (nodejs/node issue 35317; 24.21 does not).
@@ -88,18 +88,6 @@ export function callerOf(socket: TLSSocket, trustDomain: string): CertifiedCalle
   }
   if ('refused' in entry) throw entry.refused;
   return entry.caller;
-}
-
-/**
- * Step 1 of the path of a card number: the caller of this request, its certificate unexpired and unrevoked at `now`.
- *
- * @throws VaultError `not_authorized`; its `cause` says why, in constant words.
- */
-export function authenticate(socket: TLSSocket, trustDomain: string, revocation: RevocationCheck, now: Date): CertifiedCaller {
-  const caller = callerOf(socket, trustDomain);
-  const standing = revocation.check(caller, now);
-  if (standing !== 'good') throw refusal(standing === 'stale' ? 'the revocation list is stale' : `the certificate is ${standing}`);
-  return caller;
 }
 
 function identify(socket: TLSSocket, trustDomain: string): { readonly caller: CertifiedCaller } | { readonly refused: VaultError } {

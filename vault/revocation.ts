@@ -109,12 +109,15 @@ export class RevocationList {
     return next;
   }
 
-  /** Reloads whenever a file has changed, looking every `everyMs`, and tells of every outcome but `unchanged`. Does not keep the process alive. */
+  /** Reloads whenever a file has changed, looking every `everyMs`, and tells of every outcome but `unchanged` and the same refusal again. Does not keep the process alive. */
   watch(everyMs: number, onReload: (reload: RevocationReload) => void): void {
     this.close();
+    let refused: string | null = null;
     const look = async (): Promise<void> => {
       const reload = await this.#reloadIfChanged();
-      if (reload.outcome !== 'unchanged') onReload(reload);
+      const told = reload.outcome === 'unchanged' || (reload.outcome === 'refused' && reload.reason === refused);
+      if (reload.outcome !== 'unchanged') refused = reload.reason;
+      if (!told) onReload(reload);
     };
     this.#timer = setInterval(() => void look(), everyMs).unref();
   }
@@ -134,7 +137,7 @@ export class RevocationList {
   }
 
   async #reload(): Promise<RevocationReload> {
-    // Taken before the files are read: a change while reading is seen as a change the next time. Kept on a refusal too, so that it is told of once.
+    // Taken before the files are read: a change while reading is seen as a change the next time. Kept on a refusal too: a long bad list is not read each second.
     this.#files = await signatureOf(this.#options).catch(() => 'missing');
     try {
       const lists = await readLists(this.#options, this.#inForce);
@@ -147,6 +150,8 @@ export class RevocationList {
       this.#freshUntilMs = freshUntil(lists, this.#options.maxAgeMs);
       return { outcome: 'loaded', reason: null, newlyRevoked };
     } catch (error) {
+      // Not the list's fault but the reading's: looked at again the next time, changed or not.
+      if ((error as NodeJS.ErrnoException).code !== undefined) this.#files = '';
       return { outcome: 'refused', reason: reasonOf(error), newlyRevoked: none };
     }
   }

@@ -1,7 +1,7 @@
 import { createPrivateKey, randomBytes, X509Certificate } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import type { ServerOptions } from 'node:https';
-import type { Server, TLSSocket } from 'node:tls';
+import { createSecureContext, type Server, type TLSSocket } from 'node:tls';
 
 import { normalSerial } from './caller.ts';
 import { authoritiesOf } from './revocation.ts';
@@ -56,6 +56,8 @@ export class TlsListener {
   #server: Server | null = null;
   #timers: NodeJS.Timeout[] = [];
   #pending: Promise<unknown> = Promise.resolve();
+  /** Why the files were refused last; null once they were taken. */
+  #refused: string | null = null;
 
   private constructor(options: TlsListenerOptions, material: Material) {
     this.#options = options;
@@ -115,7 +117,7 @@ export class TlsListener {
 
   /**
    * Reads the three files again and uses them for new connections. A pair that does not match (half written), or anything else wrong with them, leaves
-   * the old ones in use. Open connections go on, except those whose certificate none of the new authorities issued. Never throws.
+   * the old ones in use and is reported once. Open connections go on, except those whose certificate none of the new authorities issued. Never throws.
    *
    * @returns null, or why the files were refused.
    */
@@ -133,11 +135,8 @@ export class TlsListener {
       if (looking) return;
       looking = true;
       const files = await signatureOf(this.#options.files).catch(() => 'missing');
-      if (files !== seen) {
-        // Kept on a refusal too, so that it is told of once; the rest of a half-written pair is a change again.
-        seen = files;
-        await this.reload();
-      }
+      // What was refused is looked at again each time: the cause may have been the reading and not the files.
+      if (files !== seen && (await this.reload()) === null) seen = files;
       looking = false;
     };
     this.#timers.push(setInterval(() => void look(), everyMs).unref());
@@ -201,9 +200,11 @@ export class TlsListener {
       material = await readMaterial(this.#options.files);
     } catch (error) {
       const reason = (error as Error).message;
-      this.#report({ kind: 'reload_refused', reason });
+      if (reason !== this.#refused) this.#report({ kind: 'reload_refused', reason });
+      this.#refused = reason;
       return reason;
     }
+    this.#refused = null;
     const otherAuthorities = !material.ca.equals(this.#material.ca);
     this.#material = material;
     if (otherAuthorities) this.#ticketKeys = randomBytes(48);
@@ -248,6 +249,10 @@ async function readMaterial(files: TlsFiles): Promise<Material> {
   const leaf = attempt(() => new X509Certificate(certificate), `${files.certificate}: does not hold a certificate`);
   const secret = attempt(() => createPrivateKey(key), `${files.key}: does not hold a private key`);
   if (!leaf.checkPrivateKey(secret)) throw new Error(`${files.key}: is not the key of ${files.certificate}`);
+  const now = new Date();
+  if (leaf.validFromDate > now || leaf.validToDate < now) throw new Error(`${files.certificate}: is not valid at this time`);
+  // What OpenSSL minds, a key that is too small for instance, must show here and not when the server takes it.
+  attempt(() => createSecureContext({ cert: certificate, key, ca }), `${files.certificate}: OpenSSL does not accept the pair`);
   return { certificate, key, ca, authorities, files: signature };
 }
 

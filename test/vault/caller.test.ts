@@ -5,7 +5,7 @@ import type { TLSSocket } from 'node:tls';
 import t from 'tap';
 
 import type { AlternativeName } from '../../platform-adapters/pki/certificate.ts';
-import { authenticate, callerOf, normalSerial, parseCaller, type CertifiedCaller } from '../../vault/caller.ts';
+import { callerOf, normalSerial, parseCaller } from '../../vault/caller.ts';
 import { namesOf } from '../../vault/crl.ts';
 import { VaultError } from '../../vault/errors.ts';
 import { serialOf, testPki } from '../support/pki.ts';
@@ -142,24 +142,5 @@ t.test('a connection that is not authorized, or has no certificate, has no calle
   const reason = 'the connection has no verified certificate';
   t.equal(reasonOf(() => callerOf(connection(false, new X509Certificate(pki.credentials('checkout').cert)).socket, 'cofre.dev')), reason);
   t.equal(reasonOf(() => callerOf(connection(true, undefined).socket, 'cofre.dev')), reason);
-  t.end();
-});
-
-t.test('every request asks for the standing of the certificate, and only a good one passes', (t) => {
-  const { socket } = connection(true, new X509Certificate(pki.credentials('checkout').cert));
-  const now = new Date();
-  const asked: CertifiedCaller[] = [];
-  const check = (standing: 'good' | 'revoked' | 'expired' | 'stale') => ({
-    check: (caller: CertifiedCaller, moment: Date) => {
-      asked.push(caller);
-      t.equal(moment, now);
-      return standing;
-    },
-  });
-  t.equal(authenticate(socket, 'cofre.dev', check('good'), now).service, 'checkout');
-  t.equal(reasonOf(() => authenticate(socket, 'cofre.dev', check('revoked'), now)), 'the certificate is revoked');
-  t.equal(reasonOf(() => authenticate(socket, 'cofre.dev', check('expired'), now)), 'the certificate is expired');
-  t.equal(reasonOf(() => authenticate(socket, 'cofre.dev', check('stale'), now)), 'the revocation list is stale');
-  t.equal(asked.length, 4);
   t.end();
 });

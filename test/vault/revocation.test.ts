@@ -218,9 +218,13 @@ t.test('watching tells of a change and of a refusal once, and not of silence', a
   t.same((await next()).newlyRevoked, new Set(['a1']));
   put(set.path('crl.pem'), 'rubbish');
   t.equal((await next()).outcome, 'refused');
+  rmSync(set.path('crl.pem'));
+  t.equal((await next()).reason, 'the file cannot be read (ENOENT)');
+  // It is looked for again and again from now on.
+  await new Promise((resolve) => setTimeout(resolve, 30));
   set.pki.signCrl(['a2']);
   t.same((await next()).newlyRevoked, new Set(['a2']));
-  t.same(seen.map(({ outcome }) => outcome), ['loaded', 'refused', 'loaded']);
+  t.same(seen.map(({ outcome }) => outcome), ['loaded', 'refused', 'refused', 'loaded']);
 });
 
 t.test('a list is believed under an RSA or Ed25519 authority too, and never under SHA-1', async (t) => {
