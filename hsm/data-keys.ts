@@ -58,6 +58,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
   #lease: Lease<Key> | null = null
   #spare: Lease<Key> | null = null
   #refill: Promise<void> | null = null
+  #seals = false // somebody has asked for a seal: upkeep keeps a lease ready from then on
   #noRefillBefore = Number.NEGATIVE_INFINITY // performance.now(), ms
 
   constructor(options: DataKeysOptions<Key>) {
@@ -71,6 +72,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
       lease = this.#lease = this.#spare
       this.#spare = null
       if (lease === null) {
+        this.#seals = true
         this.#refillLater()
         throw new HsmError('exhausted', 'no leased seal is left')
       }
@@ -99,6 +101,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
 
   /** Resolves when a seal is leased, making the domain's first key where it has none. Throws what the store, the registry or the HSM throws. */
   async prepare(): Promise<void> {
+    this.#seals = true
     if (this.#lease !== null && this.#lease.left > 0) return
     if (this.#spare !== null) return
     this.#refill ??= this.#startRefill()
@@ -111,7 +114,6 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
    */
   async upkeep(): Promise<void> {
     const { keyAgeMs, aheadMs } = this.#options.limits
-    const sealing = this.#lease !== null || this.#spare !== null
     const nowMs = this.#options.now().getTime()
     this.#keepLeases((lease) => nowMs - lease.bornMs < keyAgeMs)
 
@@ -127,7 +129,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
       else if (row.state !== 'active') this.#keepLeases((lease) => lease.key.keyId !== keyId)
     }
 
-    if (!sealing) return
+    if (!this.#seals) return
     const lease = this.#lease ?? this.#spare
     if (lease !== null && nowMs - lease.bornMs < keyAgeMs - aheadMs) return
     // The next lease comes from a new key, because the latest one is due. Where that fails the old one goes on until its last day.
@@ -191,8 +193,12 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
         full = row.version
         continue
       }
-      // The sum is not under the row's MAC (see macInput): a sum that went back would let the same key seal for ever.
-      if (!Number.isInteger(sum) || sum < (this.#leasedSums.get(row.keyId) ?? 0) + limits.blockSeals) throw new HsmError('corrupt', 'the count of leased seals went back')
+      // The sum is not under the row's MAC (see macInput): where it went back nobody knows how often the key has sealed, so it seals no more.
+      if (!Number.isInteger(sum) || sum < (this.#leasedSums.get(row.keyId) ?? 0) + limits.blockSeals) {
+        this.#options.log?.warn('data_key_lease_count_went_back', { version: row.version })
+        full = row.version
+        continue
+      }
       this.#leasedSums.set(row.keyId, sum)
       return { key: await this.#load(row), bornMs: row.createdAt.getTime(), left: limits.blockSeals }
     }

@@ -107,7 +107,7 @@ export function keyAad(key: Pick<KeyRow, 'kind' | 'keyId' | 'domain' | 'version'
  * The bytes whose HMAC under the control key is the row's `mac`: everything but the count of leased seals.
  *
  * That count stays outside: a MAC could not keep a database administrator from putting back an earlier count together with its earlier MAC, so covering it
- * would only look like protection. What a rewound count can do is bounded otherwise: each process refuses a count that is not above the last one it saw, the
+ * would only look like protection. What a rewound count can do is bounded otherwise: a process that meets a count below the last one it saw retires the key, the
  * key's age is under the MAC and ends its use after 30 days, and seals beyond 2^32 weaken the odds of a nonce collision gradually (SP 800-38D section 8.3),
  * they do not open anything. A raised count only makes the next key come sooner.
  */

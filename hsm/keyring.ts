@@ -1,5 +1,5 @@
 // The keys of one vault: opens the HSM, finds or makes each domain's keys, and hands every tenant the ciphers of its domain.
-import { createHmac, createSecretKey } from 'node:crypto'
+import { createHmac, createSecretKey, randomBytes } from 'node:crypto'
 import type { KeyObject } from 'node:crypto'
 import { directCardCipher, envelopeCardCipher } from './card-cipher.ts'
 import type { CardCipher, DataKeySource, HsmDataKey, HsmGcm, MemoryDataKey } from './card-cipher.ts'
@@ -17,14 +17,17 @@ import type { HsmHealth, HsmLog, Pin } from './session-pool.ts'
 import { openSigner } from './signer.ts'
 import type { Signer } from './signer.ts'
 
-/** The labels of the objects in the HSM. Those of the ceremony first; the last two are made as needed in direct custody. */
+/**
+ * The labels of the objects in the HSM. Those of the ceremony first; the last two are the beginnings of what direct custody makes as needed: 16 random hex
+ * digits follow, so that no label comes twice even where a database was restored and gives a key id again.
+ */
 export const labels = {
   control: 'cofre/control/v1',
   logSigning: 'cofre/sign/log/v1',
   evidenceSigning: 'cofre/sign/evidence/v1',
   domain: (domain: string): string => `cofre/domain/${domain}/v${DOMAIN_KEY_VERSION}`,
-  data: (domain: string, version: number, keyId: number): string => `cofre/data/${domain}/v${version}/${keyId}`,
-  fingerprint: (domain: string, version: number, keyId: number): string => `cofre/fingerprint/${domain}/v${version}/${keyId}`,
+  data: (domain: string, version: number, keyId: number): string => `cofre/data/${domain}/v${version}/${keyId}/`,
+  fingerprint: (domain: string, version: number, keyId: number): string => `cofre/fingerprint/${domain}/v${version}/${keyId}/`,
 } as const
 
 const DOMAIN_KEY_VERSION = 1
@@ -270,8 +273,8 @@ async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domai
   const { pool } = deps
   const custody: KeyCustody<HsmDataKey> = {
     async make(kind, keyId, version) {
-      // The key id makes the label unique: two processes that make a key at once never make two objects of one label.
-      const label = labels[kind](domain, version, keyId)
+      // Two processes that make a key at once never make two objects of one label.
+      const label = labels[kind](domain, version, keyId) + randomBytes(8).toString('hex')
       await pool.run(async (session) => (kind === 'data' ? generateAesKey(session, label) : generateHmacKey(session, label)), { once: true })
       return encodeLabel(label)
     },
@@ -282,7 +285,7 @@ async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domai
     async load(row) {
       const { label } = labelOf(row.material)
       // The row's MAC covers the label; that it is the one for this row keeps two rows from naming one object.
-      if (label !== labels[row.kind](row.domain, row.version, row.keyId)) throw new HsmError('corrupt', 'a key registry row names the wrong object')
+      if (!label.startsWith(labels[row.kind](row.domain, row.version, row.keyId))) throw new HsmError('corrupt', 'a key registry row names the wrong object')
       await pool.run(async (session) => session.key(CKO.SECRET_KEY, label))
       return { keyId: row.keyId, label }
     },

@@ -4,7 +4,12 @@ import type { KeyKind, KeyRow, KeyStore } from '../../hsm/key-registry.ts'
 type Write = 'reserveKeyId' | 'insertKey' | 'leaseSeals'
 type Read = 'latestKey' | 'keyById'
 
-export class StoreFailure extends Error {}
+class StoreFailure extends Error {
+  override readonly name = 'StoreFailure'
+}
+
+/** What `t.rejects` compares an injected failure with. */
+export const storeFailure = { name: 'StoreFailure' }
 
 export class MemoryStore implements KeyStore {
   /** As they lie "on disk": a test may edit them as a database administrator could. */

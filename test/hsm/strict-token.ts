@@ -63,7 +63,7 @@ export class StrictToken implements Pkcs11Module {
   #usedIvs = new Set<string>()
 
   constructor(options: StrictTokenOptions = {}) {
-    this.#options = { label: 'cofre-test', pin: 'test-pin', iv: 'overwrite', maxKeys: 64, maxSessions: 64, ...options }
+    this.#options = { label: 'cofre-test', pin: 'test-pin', iv: 'overwrite', maxKeys: 16_666, maxSessions: 64, ...options }
   }
 
   // ---- what a test can do to it
