@@ -99,7 +99,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
       void answerError(error, request as FastifyRequest, reply as FastifyReply);
     },
   });
-  tls.attach(app.server as unknown as Parameters<TlsListener['attach']>[0]);
+  tls.attach(app.server);
   app.decorateRequest('call', null as unknown as Call);
   app.decorateRequest('taken', null);
   app.decorateRequest('outcomeCode', null);

@@ -1,13 +1,9 @@
 /** The appliance's composition root: reads the configuration, builds everything by plain calls in order, and serves. */
 import { join, resolve } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
-import type { AddressInfo } from 'node:net';
-import type { Server } from 'node:net';
-import type { FastifyInstance } from 'fastify';
 import { Client, Pool } from 'pg';
+import type { ClientConfig } from 'pg';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { openKeyring } from '../../hsm/keyring.ts';
-import type { Keyring } from '../../hsm/keyring.ts';
 import { hardenProcess } from '../../platform-adapters/linux/hardening.ts';
 import { adminConnection, assertDurable, connectionFor, databaseOf } from '../../platform-adapters/postgres/connect.ts';
 import { startEmbedded } from '../../platform-adapters/postgres/embedded.ts';
@@ -23,10 +19,11 @@ import type { Log } from '../../platform-adapters/telemetry/log.ts';
 import { createMetrics } from '../../platform-adapters/telemetry/metrics.ts';
 import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { GroupCommit } from '../commit.ts';
-import type { Execute } from '../commit.ts';
+import type { Committed, Execute } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { detokenizeEntry } from '../detokenize.ts';
+import type { DetokenizeOutcome } from '../detokenize.ts';
 import { loadPolicy } from '../policy.ts';
 import { sweepQuotas } from '../quota.ts';
 import { RevocationList } from '../revocation.ts';
@@ -37,11 +34,15 @@ import type { ServerOptions } from '../server.ts';
 import { Tenants } from '../tenants.ts';
 import { TlsListener } from '../tls.ts';
 import { idempotencyWindowMs } from '../tokenize.ts';
+import type { TokenizeOutcome } from '../tokenize.ts';
 import { sweepIdempotencyKeys } from '../token-store.ts';
 import { pooledRandom } from '../token.ts';
+import type { LookUpOutcome } from '../validate.ts';
 import { executeDetokenizing, executeTokenizing, failureEntry, refusal } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import { prepareDevelopment, readPin } from './development.ts';
+import { drain, listen, listenSecure } from './listen.ts';
+import { addGauges, readinessOf } from './readiness.ts';
 
 export interface ServeOptions {
   /** Absolute path of COFRE_HOME. */
@@ -175,25 +176,24 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   const apiTls = await openTls('api');
   const adminTls = await openTls('admin');
 
+  // An operation's outcome is of its own kind (vault/transaction.ts), which a writer of many kinds cannot say in its type.
   const api = createServer(serverOptions(apiTls));
   await addOpenApi(api, apiVersion);
   if (tokenizing !== null) {
-    const commit = tokenizing.commit.bind(tokenizing);
     addTokenizingRoutes(api, {
-      tokenize: { policy, tenants, now, random: pooledRandom(), commit: commit as (operation: TokenizingOperation) => Promise<never> },
-      lookUp: { policy, tenants, now, commit: commit as (operation: TokenizingOperation) => Promise<never> },
+      tokenize: { policy, tenants, now, random: pooledRandom(), commit: (operation) => tokenizing.commit(operation) as Promise<Committed<TokenizeOutcome>> },
+      lookUp: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation) as Promise<Committed<LookUpOutcome>> },
     });
   }
   if (detokenizing !== null) {
-    const commit = detokenizing.commit.bind(detokenizing);
     const quotas = new Map(config.quotas.map((quota) => [`${quota.caller} ${quota.purpose}`, quota.per_minute]));
     addDetokenizingRoutes(api, {
       policy,
       tenants,
       now,
       quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
-      commit: commit as (operation: DetokenizingOperation) => Promise<never>,
-      record: async (operation, code) => void (await commit({ kind: 'entry', entry: detokenizeEntry(operation, code) })),
+      commit: (operation) => detokenizing.commit(operation) as Promise<Committed<DetokenizeOutcome>>,
+      record: async (operation, code) => void (await detokenizing.commit({ kind: 'entry', entry: detokenizeEntry(operation, code) })),
     });
   }
 
@@ -206,9 +206,9 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   await listen(telemetry, config.listeners.telemetry_host, config.listeners.telemetry_port, 'telemetry', 'COFRE_TELEMETRY_PORT');
   stack.defer(() => new Promise<void>((done) => telemetry.close(() => done())));
   const adminPort = await listenSecure(admin, config.listeners.host, config.listeners.admin_port, 'admin', 'COFRE_ADMIN_PORT');
-  stack.defer(() => drain(admin, config));
+  stack.defer(() => drain(admin, milliseconds(config.listeners.drain_timeout)));
   const apiPort = await listenSecure(api, config.listeners.host, config.listeners.api_port, 'API', 'COFRE_API_PORT');
-  stack.defer(() => drain(api, config));
+  stack.defer(() => drain(api, milliseconds(config.listeners.drain_timeout)));
 
   // What changes while it runs.
   revocation.watch(1000, ({ outcome, reason, newlyRevoked }) => {
@@ -226,7 +226,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   };
   process.on('SIGHUP', reload);
   stack.defer(() => void process.off('SIGHUP', reload));
-  const sweeper = setInterval(() => void sweep(adminUrl, roleConnection, config, now).catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })), 60_000).unref();
+  const sweeper = setInterval(() => void sweep(roleConnection, config, now).catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })), 60_000).unref();
   stack.defer(() => clearInterval(sweeper));
   if (pki !== null) {
     // A development authority renews its own list; in production the real one does.
@@ -269,70 +269,21 @@ function observeWriter(role: string, metrics: Metrics, log: Log) {
   };
 }
 
-type AnyWriter = { awayMs(): number; readonly depth: number } | null;
-
-/** HSM, database, log and revocation, each apart, so that whoever is woken knows where to look. */
-function readinessOf(keyring: Keyring, writers: readonly AnyWriter[], revocation: RevocationList, config: Config): Readiness {
-  const hsm = keyring.health();
-  const awayMs = Math.max(...writers.map((writer) => writer?.awayMs() ?? 0));
-  const fresh = revocation.status().freshUntil > new Date();
-  const hsmUsable = hsm.ok || (config.hsm.custody === 'envelope' && hsm.awayMs <= milliseconds(config.hsm.max_away));
-  return {
-    hsm: { ok: hsmUsable, detail: hsm.ok ? 'answers' : `away for ${Math.round(hsm.awayMs / 1000)} s` },
-    database: { ok: awayMs === 0, detail: awayMs === 0 ? 'connected' : `away for ${Math.round(awayMs / 1000)} s` },
-    log: { ok: awayMs === 0, detail: awayMs === 0 ? 'batches are committed' : 'batches cannot be committed' },
-    revocation: { ok: fresh, detail: fresh ? 'fresh' : 'the revocation list is stale: every caller is refused' },
-  };
-}
-
-function addGauges(metrics: Metrics, keyring: Keyring, tls: TlsListener, tokenizing: AnyWriter, detokenizing: AnyWriter): void {
-  metrics.gauge('cofre_hsm_up', 'Whether the HSM answered its last probe.', () => (keyring.health().ok ? 1 : 0));
-  metrics.gauge('cofre_hsm_away_seconds', 'How long the HSM has not answered.', () => keyring.health().awayMs / 1000);
-  metrics.gauge('cofre_database_away_seconds', 'How long a writer has been without its session.', () => Math.max(tokenizing?.awayMs() ?? 0, detokenizing?.awayMs() ?? 0) / 1000);
-  metrics.gauge('cofre_connections', 'Open connections of the API listener.', () => tls.connections);
-}
-
-async function sweep(adminUrl: string, roleConnection: (role: 'tokenize' | 'detokenize') => object, config: Config, now: () => Date): Promise<void> {
-  void adminUrl;
+/** Removes rows that ran out, each as the role that owns them. */
+async function sweep(roleConnection: (role: 'tokenize' | 'detokenize') => ClientConfig, config: Config, now: () => Date): Promise<void> {
   const as = async (role: 'tokenize' | 'detokenize', work: (client: Client) => Promise<unknown>): Promise<void> => {
     if (!config.roles.includes(role)) return;
     const client = new Client(roleConnection(role));
     client.on('error', () => undefined);
     await client.connect();
-    await work(client).finally(() => client.end());
+    try {
+      await work(client);
+    } finally {
+      await client.end();
+    }
   };
   await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs), 10_000));
   await as('detokenize', (client) => sweepQuotas(client, new Date(now().getTime() - 3_600_000)));
-}
-
-async function drain(app: FastifyInstance, config: Config): Promise<void> {
-  // New connections are refused and idle ones closed at once; requests in flight get their time, then their connections are cut.
-  const cut = sleep(milliseconds(config.listeners.drain_timeout), 'late', { ref: false });
-  const closed = app.close().then(() => 'closed');
-  if ((await Promise.race([closed, cut])) === 'late') (app.server as unknown as { closeAllConnections(): void }).closeAllConnections();
-  await closed;
-}
-
-async function listenSecure(app: FastifyInstance, host: string, port: number, name: string, variable: string): Promise<number> {
-  try {
-    await app.listen({ host, port });
-  } catch (error) {
-    throw portError(error, host, port, name, variable);
-  }
-  return (app.server.address() as AddressInfo).port;
-}
-
-async function listen(server: Server, host: string, port: number, name: string, variable: string): Promise<void> {
-  await new Promise<void>((done, failed) => {
-    server.once('error', (error) => failed(portError(error, host, port, name, variable)));
-    server.listen({ host, port }, () => done());
-  });
-}
-
-function portError(error: unknown, host: string, port: number, name: string, variable: string): Error {
-  const { code } = error as NodeJS.ErrnoException;
-  const why = code === 'EADDRINUSE' ? 'is in use by another process' : code === 'EACCES' ? 'may not be used by this user' : `cannot be listened on (${code ?? 'unknown'})`;
-  return new Error(`${host}:${port} ${why}: the ${name} listener needs it; ${variable} chooses another`, { cause: error });
 }
 
 function untilSignal(): Promise<string> {

@@ -1,0 +1,33 @@
+/** What readiness and the gauges are made of. */
+import type { Keyring } from '../../hsm/keyring.ts';
+import type { Readiness } from '../../platform-adapters/telemetry/listener.ts';
+import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
+import { milliseconds } from '../config.ts';
+import type { Config } from '../config.ts';
+import type { RevocationList } from '../revocation.ts';
+import type { TlsListener } from '../tls.ts';
+
+/** What is asked of a writer here. */
+export type AnyWriter = { awayMs(): number; readonly depth: number } | null;
+
+/** HSM, database, log and revocation, each apart, so that whoever is woken knows where to look. */
+export function readinessOf(keyring: Keyring, writers: readonly AnyWriter[], revocation: RevocationList, config: Config): Readiness {
+  const hsm = keyring.health();
+  const awayMs = Math.max(...writers.map((writer) => writer?.awayMs() ?? 0));
+  const fresh = revocation.status().freshUntil > new Date();
+  const hsmUsable = hsm.ok || (config.hsm.custody === 'envelope' && hsm.awayMs <= milliseconds(config.hsm.max_away));
+  return {
+    hsm: { ok: hsmUsable, detail: hsm.ok ? 'answers' : `away for ${Math.round(hsm.awayMs / 1000)} s` },
+    database: { ok: awayMs === 0, detail: awayMs === 0 ? 'connected' : `away for ${Math.round(awayMs / 1000)} s` },
+    log: { ok: awayMs === 0, detail: awayMs === 0 ? 'batches are committed' : 'batches cannot be committed' },
+    revocation: { ok: fresh, detail: fresh ? 'fresh' : 'the revocation list is stale: every caller is refused' },
+  };
+}
+
+/** States that are read when metrics are scraped. */
+export function addGauges(metrics: Metrics, keyring: Keyring, tls: TlsListener, tokenizing: AnyWriter, detokenizing: AnyWriter): void {
+  metrics.gauge('cofre_hsm_up', 'Whether the HSM answered its last probe.', () => (keyring.health().ok ? 1 : 0));
+  metrics.gauge('cofre_hsm_away_seconds', 'How long the HSM has not answered.', () => keyring.health().awayMs / 1000);
+  metrics.gauge('cofre_database_away_seconds', 'How long a writer has been without its session.', () => Math.max(tokenizing?.awayMs() ?? 0, detokenizing?.awayMs() ?? 0) / 1000);
+  metrics.gauge('cofre_connections', 'Open connections of the API listener.', () => tls.connections);
+}
