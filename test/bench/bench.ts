@@ -188,13 +188,13 @@ async function measure(running: Running, scenario: ScenarioName, connections: nu
   }
 }
 
-/** Sums of the commit-size histogram, `cofre_commit_operations`; null if the target has none. */
+/** Sums of the commit-size histogram, `cofre_commit_calls`; null if the target has none. */
 async function readCommits({ telemetryPort }: Target): Promise<{ operations: number; count: number } | null> {
   if (telemetryPort === null) return null;
   try {
     const text = await (await fetch(`http://127.0.0.1:${telemetryPort}/metrics`)).text();
     const total = (name: string): number => [...text.matchAll(new RegExp(`^${name}(?:\\{[^}]*\\})? ([0-9.e+]+)$`, 'gm'))].reduce((sum, match) => sum + Number(match[1]), 0);
-    return text.includes('cofre_commit_operations_count') ? { operations: total('cofre_commit_operations_sum'), count: total('cofre_commit_operations_count') } : null;
+    return text.includes('cofre_commit_calls_count') ? { operations: total('cofre_commit_calls_sum'), count: total('cofre_commit_calls_count') } : null;
   } catch {
     return null;
   }
