@@ -12,13 +12,14 @@ import { isIssuedPrefix } from './pan.ts';
  * - A card number glued to what follows it on a card is found too: the last group may go on with an expiry (MMYY, YYMM,
  *   MMYYYY, YYYYMM; years 2020 to 2049), alone or with a code of three or four digits. Other runs of 20 and more digits are
  *   no card numbers: cut at every place, one in three would be taken for one.
- * - Passed over: a UUID (RFC 9562, with at least one letter), a W3C traceparent (a letter in both ids), a Brazilian company's
- *   tax number as it is written (CNPJ, check digits right), and a chain that starts after `+` and has at most 13 digits in
- *   all: a phone number (E.164), where only 13-digit Visa numbers, no longer issued, could be missed.
+ * - Passed over: a UUID (RFC 9562, with at least one letter), a W3C traceparent (a letter in both ids), an IBAN (ISO
+ *   13616, its country's length and right check digits, in one piece or in groups of four), a Brazilian company's tax number
+ *   as it is written (CNPJ, check digits right), and a chain that starts after `+` and has at most 13 digits in all: a phone
+ *   number (E.164), where only 13-digit Visa numbers, no longer issued, could be missed.
  * - Track data: `%B`, digits, `^`, `^`; or `;`, 12 to 19 digits, `=`; or a card number, `=` or `D`, and seven digits.
  *
- * Rates of false alarm, measured in card-scan.test.ts. None: UUIDs, traceparents, ISO 8601 and Unix times, IPv4 addresses,
- * phone numbers with `+`, tokens. Rare: ULIDs and nanoids (below 1 in 20,000), 16, 32, 64 hexadecimal digits (1 in 10,000,
+ * Rates of false alarm, measured in card-scan.test.ts. None: UUIDs, traceparents, IBANs, ISO 8601 and Unix times, IPv4
+ * addresses, phone numbers with `+`, tokens. Rare: ULIDs and nanoids (below 1 in 20,000), 16, 32, 64 hexadecimal digits (1 in 10,000,
  * 4,000, 1,500). Digits and nothing else cannot be told from a card number: of random numbers of 16 digits one in 24, of 14
  * one in 200. Long lists of small numbers with spaces between them hold many stretches, and the chance grows with each.
  */
@@ -216,14 +217,18 @@ const isAlphanumeric = (code: number): boolean => code < 128 && CLASS[code]! !==
 const isHex = (code: number): boolean => (code >= 0x30 && code <= 0x39) || ((code | 0x20) >= 0x61 && (code | 0x20) <= 0x66);
 
 /**
- * The length of the UUID (RFC 9562 section 4), traceparent (W3C Trace Context section 3.2) or formatted CNPJ that starts at
- * `at` and ends before a character that is neither letter nor digit nor dash; 0 where there is none, or where a UUID or
+ * The length of the UUID (RFC 9562 section 4), traceparent (W3C Trace Context section 3.2), IBAN or formatted CNPJ that starts
+ * at `at` and ends before a character that is neither letter nor digit nor dash; 0 where there is none, or where a UUID or
  * traceparent lacks letters: then it could be digits that someone grouped so.
  */
 function idLength(codes: Uint32Array, at: number, n: number): number {
   if (at > 0 && isAlphanumeric(codes[at - 1]!)) return 0;
   const dash = 0x2d;
-  if (codes[at + 2] === 0x2e && codes[at + 6] === 0x2e && codes[at + 10] === 0x2f && codes[at + 15] === dash) return isCnpj(codes, at, n) ? SHORTEST_ID : 0;
+  if (codes[at]! > 0x40 && codes[at + 1]! > 0x40 && CLASS[codes[at + 2]!]! < 10) {
+    const iban = ibanLength(codes, at, n);
+    if (iban > 0) return iban;
+  }
+  if (codes[at + 2] === 0x2e && codes[at + 6] === 0x2e && codes[at + 10] === 0x2f && codes[at + 15] === dash) return isCnpj(codes, at, n) ? 18 : 0;
   if (at + 36 > n) return 0;
   if (codes[at + 8] === dash && codes[at + 13] === dash && codes[at + 18] === dash && codes[at + 23] === dash) {
     const version = codes[at + 14]!;
@@ -237,10 +242,43 @@ function idLength(codes: Uint32Array, at: number, n: number): number {
   return 0;
 }
 
-const SHORTEST_ID = 18;
+const SHORTEST_ID = 15;
+
+// IBAN lengths by country: SWIFT's IBAN registry, the public list under ISO 13616-2.
+const IBAN_LENGTHS = new Map<number, number>();
+for (const entry of (
+  'AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24 FI18 FK18 FO18 ' +
+  'FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ' +
+  'ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ' +
+  'ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30'
+).split(' ')) {
+  IBAN_LENGTHS.set(entry.charCodeAt(0) * 256 + entry.charCodeAt(1), Number(entry.slice(2)));
+}
+
+/** How far the IBAN at `at` reaches, with its blanks, its check digits being right (ISO 7064, modulo 97); 0 for none. */
+function ibanLength(codes: Uint32Array, at: number, n: number): number {
+  const upper = (code: number): number => (code >= 0x61 && code <= 0x7a ? code - 0x20 : code);
+  const characters = IBAN_LENGTHS.get(upper(codes[at]!) * 256 + upper(codes[at + 1]!)) ?? 0;
+  const isGrouped = codes[at + 4] === 0x20;
+  const end = at + characters + (isGrouped ? Math.ceil(characters / 4) - 1 : 0);
+  if (characters === 0 || end > n || (end < n && isAlphanumeric(codes[end]!))) return 0;
+  const valueAt = (k: number): number => {
+    const code = codes[at + k + (isGrouped ? Math.trunc(k / 4) : 0)]!;
+    if (isGrouped && k > 0 && k % 4 === 0 && codes[at + k + k / 4 - 1] !== 0x20) return -1;
+    return isAlphanumeric(code) ? (code <= 0x39 ? code - 0x30 : upper(code) - 55) : -1;
+  };
+  let rest = 0;
+  for (let k = 0; k < characters; k++) {
+    const value = valueAt((k + 4) % characters); // the country and the check digits come last
+    if (value < 0) return 0;
+    rest = (rest * (value > 9 ? 100 : 10) + value) % 97;
+  }
+  return rest === 1 ? end - at : 0;
+}
 
 /** Whether a CNPJ, dd.ddd.ddd/dddd-dd, stands at `at`, with both of its check digits right (Receita Federal: modulo 11). */
 function isCnpj(codes: Uint32Array, at: number, n: number): boolean {
+  if (at + 18 > n) return false;
   if (at + 18 < n && (isAlphanumeric(codes[at + 18]!) || codes[at + 18] === 0x2d)) return false;
   let first = 0;
   let second = 0;

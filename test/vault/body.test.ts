@@ -115,8 +115,8 @@ t.test('a card number in any other place is refused', async (t) => {
   for (const body of [
     `{"x":"${VISA}"}`, `{"${VISA}":1}`, `{"a":{"b":["${VISA}"]}}`, `["${VISA}"]`, `"${VISA}"`, VISA, `[${VISA}]`, `{"x":${VISA}}`, `{"x":-${VISA}}`, `{"PAN":"${VISA}"}`, `{"pan":{"number":"${VISA}"}}`, `{"pan":["${VISA}"]}`, `{"pan":[${VISA}]}`,
     `{"pan":"${AMEX}","x":"${VISA}"}`, `{"x":"${VISA}","pan":"${AMEX}"}`, `{"x":"card${VISA}x"}`, '{"x":"4111 1111 1111 1111 12/27"}', `{"x":"${VISA} 737"}`, String.raw`{"x":"\u0034111111111111111"}`, String.raw`{"x":"4111\t1111\n1111\u00a01111"}`, `{"x":"４１１１１１１１１１１１１１１１"}`, String.raw`{"x":"\uff14111111111111111"}`, String.raw`{"x":"\ud835\udfd2111111111111111"}`,
-    String.raw`{"\u0034111111111111111":1}`, `{"card_${VISA}":1}`, '{"x":4.111111111111111e15}', '{"x":4.111111111111111E+15}', '{"x":41111111111111110e-1}', '{"x":0.0004111111111111111e19}', '{"x":4111111111111111.0}', '{"x":4111111111111111.5}', '{"x":4111111111111111000e-3}', '{"x":4.1111111111111115e15}', '{"x":0.4111111111111111e16}', `{"x":${VISA}e0}`, `{"x":${VISA}00000000e-8}`,
-    `{"metadata":{"note":"${'clean text '.repeat(500)}${VISA}"}}`, `{"x":"${'ä'.repeat(2000)}${VISA}"}`, `{"x":"tok_${VISA}aaaaaaaaaaaaaaaa"}`, `{"x":"${VISA}-aaaa-4aaa-8aaa-aaaaaaaaaaaa"}`,
+    String.raw`{"\u0034111111111111111":1}`, `{"card_${VISA}":1}`, '{"x":4.111111111111111e15}', '{"x":4.111111111111111E+15}', '{"x":41111111111111110e-1}', '{"x":0.0004111111111111111e19}', '{"x":4111111111111111.0}', '{"x":4111111111111111.5}', '{"x":4111111111111111000e-3}', '{"x":4.1111111111111115e15}', '{"x":0.4111111111111111e16}', '{"x":0.041111111111111115e17}', `{"x":${VISA}e0}`, `{"x":${VISA}00000000e-8}`,
+    `{"metadata":{"note":"${'clean text '.repeat(500)}${VISA}"}}`, `{"x":"${'ä'.repeat(2000)}${VISA}"}`, `{"x":"tok_${VISA}aaaaaaaaaaaaaaaa"}`, `{"x":"${VISA}-aaaa-4aaa-8aaa-aaaaaaaaaaaa"}`, `{"x":"${VISA}D271210"}`,
   ]) {
     t.equal(refusal(body, 'single'), 'pan_in_other_field', body.slice(0, 60));
     t.equal(refusal(body, 'none'), 'pan_in_other_field');
@@ -144,7 +144,7 @@ t.test('a number at the place of a card number is an invalid request', async (t)
 t.test('sensitive authentication data is refused at any depth and whatever the value', async (t) => {
   for (const body of [
     '{"cvv":"737"}', '{"cvv":null}', '{"cvv":[]}', '{"pan":"1","CVV2":""}', '{"a":[{"b":{"card-security code":1}}]}', String.raw`{"\u0063vv":1}`, String.raw`{"c\u005fvv":1}`, '{"ｃｖｖ":1}', '{"cv\u200bv":1}', `{"${'_'.repeat(3000)}c\\u0076v":1}`, '{"metadata":{"card.cvc":"1"}}', '{"pin_block":"x"}', '{"track2":null}',
-    `{"x":"%B${VISA}^DOE/JOHN^2712"}`, `{"x":";${VISA}=27121010000?"}`, `{"pan":"%B${VISA}^DOE/JOHN^2712"}`, `{"pan":"${VISA}=27121010000"}`, `{";${VISA}=2712101?":1}`, String.raw`{"x":"\u0025B4111111111111111^A^"}`,
+    `{"x":"%B${VISA}^DOE/JOHN^2712"}`, `{"x":";${VISA}=27121010000?"}`, `{"pan":"%B${VISA}^DOE/JOHN^2712"}`, `{"pan":"${VISA}=27121010000"}`, `{"x":"${VISA}D2712101"}`, `{";${VISA}=2712101?":1}`, String.raw`{"x":"\u0025B4111111111111111^A^"}`,
   ]) {
     for (const where of ['none', 'single', 'batch'] as const) t.equal(refusal(body, where), 'sad_refused', body.slice(0, 60));
     t.equal(refusal(`{"items":[{"pan":"${VISA}"},${body}]}`, 'batch'), 'sad_refused');

@@ -21,7 +21,7 @@ t.test('a card number is found however it is written', async (t) => {
     `${VISA}1227`, `${VISA}2712`, `${VISA}122027`, `${VISA}202712`, `${VISA}1227737`, `${VISA}12271234`, `${VISA}122027737`, '3782822463100051227', '378282246310005122027', `4111 1111 1111 11111227`,
     `000${VISA}`, `0000${VISA}`, `id 0000000000${VISA}`, `0000-${VISA}`,
     inScript(VISA, 0xff10), inScript(VISA, 0x660), inScript(VISA, 0x966), inScript(VISA, 0x1d7ce), `4111${inScript('111111111111', 0xff10)}`,
-    `+${VISA}`, '+4222222222222 12', '4222222222222', '30569309025904', '6304000000000000',
+    `+${VISA}`, '+4222222222222 12', '4222222222222', '30569309025904', '6304000000000000', '41111111-1111-1111-8111-111111111111', `00-4bf92f3577b34da6a3ce929d0e0e4736-${VISA}-01`,
   ]) t.ok(holdsCardNumber(text), JSON.stringify(text));
 });
 
@@ -117,6 +117,17 @@ function madeCnpj(twelve: string): string {
   return digits.replace(/(..)(...)(...)(....)(..)/, '$1.$2.$3/$4-$5');
 }
 
+/** An IBAN with the check digits of ISO 7064. */
+function madeIban(country: string, account: string): string {
+  const number = account + Array.from(country, (letter) => String(letter.charCodeAt(0) - 55)).join('');
+  return `${country}${pad(98 - Number(BigInt(`${number}00`) % 97n), 2)}${account}`;
+}
+
+t.test('an IBAN passes when its length and check digits are right, and hides no card number otherwise', async (t) => {
+  t.equal(madeIban('DE', '370400440532013000'), 'DE89370400440532013000', 'the example of the IBAN registry');
+  for (const text of [`XX89 ${grouped(VISA, 4, ' ')} 00`, `DE89 ${grouped(VISA, 4, ' ')} 0`, `DE99 ${grouped(VISA, 4, ' ')} 00`, `DE89 3704 0044 0532 0130 00 ${VISA}`, `${VISA} DE89370400440532013000`]) t.ok(holdsCardNumber(text), text);
+});
+
 t.test('a card number that is grouped like a tax number is found', async (t) => {
   t.equal(madeCnpj('123456780001'), '12.345.678/0001-95', 'the example that texts on CNPJ use');
   t.ok(holdsCardNumber('30.569.309/0259-04'));
@@ -141,6 +152,8 @@ t.test('false alarms: none for what has a shape of its own', async (t) => {
   t.equal(alarms(20_000, (below) => `${pad(below(1000), 3)}.${pad(below(1000), 3)}.${pad(below(1000), 3)}-${pad(below(100), 2)}`), 0, 'Brazilian tax numbers of persons (CPF), 11 digits');
   t.equal(alarms(20_000, (below) => madeCnpj(`3${draw(below, DEC, 7)}${pad(1 + below(20), 4)}`)), 0, 'Brazilian tax numbers of companies (CNPJ), 14 digits');
   t.equal(alarms(20_000, (below) => `${draw(below, 'abcdefghij', 6)}.${pad(below(10_000), 4)}@${draw(below, 'abcdefghij', 6)}.example`), 0, 'e-mail addresses');
+  t.equal(alarms(20_000, (below) => grouped(madeIban('DE', draw(below, DEC, 18)), 4, ' ')), 0, 'IBANs in groups');
+  t.equal(alarms(20_000, (below) => `iban:${madeIban('ES', draw(below, DEC, 20))}, x`), 0, 'IBANs in one piece');
   t.equal(alarms(20_000, () => makeToken(new Date(), random)), 0, 'tokens');
 });
 

@@ -24,6 +24,11 @@ t.test('names that merely resemble them pass', async (t) => {
   ]) t.notOk(isSensitive(name), name);
 });
 
+t.test('names are compared, not only their hashes', async (t) => {
+  t.ok(isSensitiveName(Buffer.from('cvv'), 0, 3));
+  t.notOk(isSensitiveName(Buffer.of(0x63, 0x75, 0x76 + 31), 0, 3), 'the same hash as cvv');
+});
+
 t.test('any bytes can be asked about', async () => {
   fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), fc.nat(200), fc.nat(200), (bytes, start, end) => typeof isSensitiveName(bytes, start, Math.min(end, bytes.length)) === 'boolean'));
 });
