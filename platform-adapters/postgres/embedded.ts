@@ -1,6 +1,6 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { chmodSync, chownSync, existsSync, closeSync, lchownSync, lstatSync, mkdirSync, openSync, readFileSync, readSync, readdirSync, readlinkSync, realpathSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, existsSync, closeSync, lchownSync, lstatSync, mkdirSync, openSync, readFileSync, readSync, readdirSync, readlinkSync, realpathSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync, type Stats } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -19,7 +19,7 @@ export interface EmbeddedPostgres {
   readonly logFile: string
   /** True if a server that an earlier, killed process left behind was taken over. */
   readonly adopted: boolean
-  /** Resolves once the server is gone, by stop() or by itself. */
+  /** Resolves once the server is gone, by stop() or by itself. Until then it keeps this process from ending by itself. */
   readonly exited: Promise<void>
   /** Ends the server: open transactions are rolled back (fast shutdown), after 10 s it is ended as by a crash, which loses nothing committed. Resolves when it is gone; may be called again. */
   stop(): Promise<void>
@@ -32,6 +32,8 @@ export interface EmbeddedOptions {
   readonly database?: string
   /** Ends the server when this process dies, however it dies: for tests. Otherwise a killed process leaves it running, and the next start takes it over. */
   readonly diesWithParent?: boolean
+  /** How long to wait for another process that uses the folder, since it may just be stopping: 10,000 by default, whole seconds. */
+  readonly patienceMs?: number
   /** Server settings beside or instead of {@link SETTINGS}. */
   readonly settings?: Readonly<Record<string, string>>
 }
@@ -75,7 +77,7 @@ const FAST_SHUTDOWN_MS = 10_000
 const IMMEDIATE_SHUTDOWN_MS = 5_000
 const MAX_LOG_BYTES = 16 * 1024 * 1024
 /** Long enough for a vault that was told to stop to do so. */
-const LOCK_PATIENCE_S = 10
+const LOCK_PATIENCE_MS = 10_000
 const NOBODY = 65_534
 
 /** Who PostgreSQL runs as. It refuses uid 0, so root needs one of the last two. */
@@ -97,7 +99,7 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedP
   const binaries = findBinaries()
   makeFolder(options.folder)
   const folder = realpathSync(options.folder)
-  const unlock = await lockFolder(folder)
+  const unlock = await lockFolder(folder, options.patienceMs ?? LOCK_PATIENCE_MS)
   try {
     return await start(folder, binaries, unlock, options)
   } catch (error) {
@@ -182,7 +184,8 @@ function hydrateLinks(native: string): void {
 
 function makeFolder(folder: string): void {
   try {
-    mkdirSync(folder, { recursive: true, mode: 0o755 })
+    // Passable for the user that PostgreSQL runs as under root, whatever the umask; all that lies in it is private by itself.
+    if (mkdirSync(folder, { recursive: true }) !== undefined) chmodSync(folder, 0o711)
     const probe = join(folder, `.probe-${process.pid}`)
     writeFileSync(probe, '')
     rmSync(probe)
@@ -194,10 +197,10 @@ function makeFolder(folder: string): void {
 /**
  * Claims the folder for this process and returns how to give it up. The lock hangs on an open file, so the kernel frees it when the process dies: no stale lock can be left. A process that is just stopping is waited for.
  */
-async function lockFolder(folder: string): Promise<() => void> {
+async function lockFolder(folder: string, patienceMs: number): Promise<() => void> {
   const fd = openSync(folder, 'r')
   // flock(1) locks the open file that it shares with us, and ends; children do not inherit it (O_CLOEXEC).
-  const flock = spawn('flock', ['--timeout', String(LOCK_PATIENCE_S), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] })
+  const flock = spawn('flock', ['--timeout', String(Math.ceil(patienceMs / 1000)), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] })
   const { promise, resolve, reject } = Promise.withResolvers<number | null>()
   flock.once('error', (cause) => reject(new Error('the command flock is missing: install the package util-linux', { cause })))
   flock.once('exit', resolve)
@@ -275,7 +278,6 @@ function launch(run: Launcher, command: readonly string[], logFile: string): Chi
     // Detached: Ctrl-C reaches the whole foreground group, and PostgreSQL must outlive our own clean stop.
     const child = spawn('/bin/sh', [...run.prefix, ...command], { ...identityOf(run), cwd: '/', env: ENVIRONMENT, detached: true, stdio: ['ignore', log, log] })
     child.on('error', () => undefined)
-    child.unref()
     return child
   } finally {
     closeSync(log)
@@ -321,13 +323,20 @@ function readPasswords(cluster: string): Passwords {
 function makeSocketFolder(folder: string, identity: Identity): string {
   const beside = join(folder, 'socket')
   const path = Buffer.byteLength(join(beside, SOCKET_NAME)) <= MAX_SOCKET_PATH_BYTES ? beside : `/tmp/cofre-${digest(folder)}`
-  const uid = identity.kind === 'user' ? identity.uid : process.getuid!()
-  const gid = identity.kind === 'user' ? identity.gid : process.getgid!()
-  mkdirSync(path, { recursive: true, mode: 0o700 })
-  const stat = lstatSync(path)
-  // Anyone may make names under /tmp: a folder that somebody else put there is not used.
-  if (!stat.isDirectory() || (stat.uid !== uid && stat.uid !== process.getuid!())) throw new Error(`${path} belongs to somebody else: remove it, or set COFRE_HOME to a shorter path`)
-  if (stat.uid !== uid) chownSync(path, uid, gid)
+  const self = process.getuid!()
+  const uid = identity.kind === 'user' ? identity.uid : self
+  const fits = (stat: Stats): boolean => stat.isDirectory() && stat.uid === uid
+  let stat = lstatSync(path, { throwIfNoEntry: false })
+  if (stat !== undefined && !fits(stat)) {
+    // Anyone may make names under /tmp: a folder that somebody else put there is not used.
+    if (self !== 0) throw new Error(`${path} belongs to somebody else: remove it, or set COFRE_HOME to a shorter path`)
+    rmSync(path, { recursive: true })
+    stat = undefined
+  }
+  if (stat === undefined) {
+    mkdirSync(path, { mode: 0o700 })
+    if (identity.kind === 'user') chownSync(path, identity.uid, identity.gid)
+  }
   chmodSync(path, 0o700)
   return path
 }
@@ -443,7 +452,7 @@ async function untilReady(dataFolder: string, pid: number, gone: () => boolean, 
 }
 
 async function untilGone(gone: () => boolean): Promise<void> {
-  while (!gone()) await sleep(200, undefined, { ref: false })
+  while (!gone()) await sleep(200)
 }
 
 /** Fast shutdown (SIGINT), then immediate (SIGQUIT), then SIGKILL. Resolves when the process is gone. */
@@ -451,6 +460,8 @@ async function end(pid: number, gone: () => boolean): Promise<void> {
   for (const [name, patienceMs] of [['SIGINT', FAST_SHUTDOWN_MS], ['SIGQUIT', IMMEDIATE_SHUTDOWN_MS], ['SIGKILL', IMMEDIATE_SHUTDOWN_MS]] as const) {
     if (gone()) return
     signal(pid, name)
+    // A stopped process takes no other signal until it is continued.
+    signal(pid, 'SIGCONT')
     for (const deadline = Date.now() + patienceMs; Date.now() < deadline && !gone(); ) await sleep(10)
   }
 }
