@@ -10,6 +10,7 @@ import { createCipheriv, createDecipheriv, randomFillSync } from 'node:crypto'
 import type { CipherGCMOptions, KeyObject } from 'node:crypto'
 import type { Receipt } from '../audit/append.ts'
 import { HsmError } from './errors.ts'
+import { secretBytes } from './secret-bytes.ts'
 
 export type SealedKind = 'pan' | 'name'
 
@@ -89,13 +90,13 @@ export function keyIdOf(sealed: Uint8Array): number {
 export function pad(kind: SealedKind, plaintext: Uint8Array): Buffer {
   if (kind === 'pan') {
     if (plaintext.length < 12 || plaintext.length > 19) throw new HsmError('refused', 'a PAN to seal has 12 to 19 digits')
-    const padded = Buffer.alloc(PAN_PADDED_BYTES)
+    const padded = secretBytes(PAN_PADDED_BYTES)
     padded[0] = plaintext.length
     padded.set(plaintext, 1)
     return padded
   }
   if (plaintext.length < 1 || plaintext.length > MAX_NAME_BYTES) throw new HsmError('refused', 'a name to seal has 1 to 255 bytes')
-  const padded = Buffer.alloc(Math.ceil((2 + plaintext.length) / NAME_STEP_BYTES) * NAME_STEP_BYTES)
+  const padded = secretBytes(Math.ceil((2 + plaintext.length) / NAME_STEP_BYTES) * NAME_STEP_BYTES)
   padded.writeUInt16BE(plaintext.length)
   padded.set(plaintext, 2)
   return padded

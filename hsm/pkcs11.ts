@@ -8,6 +8,7 @@
 import { randomFillSync } from 'node:crypto'
 import pkcs11js from 'pkcs11js'
 import { HsmError } from './errors.ts'
+import { secretBytes } from './secret-bytes.ts'
 
 /** Return values, PKCS#11 v2.40 section 5.1 (names and numbers of pkcs11t.h). */
 export const CKR = {
@@ -297,7 +298,7 @@ export function findOne(session: SessionRef, objectClass: number, label: string)
 
 /** `bytes` random bytes from the HSM's generator (C_GenerateRandom, synchronous). The Buffer is the caller's to wipe. */
 export function generateRandom(session: SessionRef, bytes: number): Buffer {
-  const out = Buffer.alloc(bytes)
+  const out = secretBytes(bytes)
   const filled = session.module.C_GenerateRandom(session.handle, out)
   // A generator that silently does nothing would hand out a key of zeros.
   if (filled.length !== bytes || out.every((byte) => byte === 0)) throw new HsmError('refused', 'the HSM returned no randomness')
@@ -362,7 +363,7 @@ export async function decryptGcm(session: SessionRef, key: Handle, sealed: Uint8
   const iv = Buffer.from(sealed.subarray(0, GCM_IV_BYTES))
   const input = Buffer.from(sealed.subarray(GCM_IV_BYTES))
   // SoftHSM2 wants room for the tag too, although it writes only the plaintext.
-  const output = Buffer.alloc(input.length)
+  const output = secretBytes(input.length)
   try {
     session.module.C_DecryptInit(session.handle, gcm(iv, aad), key)
     const plaintext = await session.module.C_DecryptAsync(session.handle, input, output)

@@ -202,6 +202,8 @@ export class SessionPool {
         throw new HsmError('unavailable', 'the HSM lost the session', { cause: failure })
       }
       if (failure instanceof HsmError) throw failure
+      // The token is well and said nothing useful: once more, in case it was a passing fault, before anything is called corrupt.
+      if (verdict === 'doubtful' && attempt === 1 && how.once !== true) continue
       if (verdict === 'doubtful' && how.authenticates === true) throw new HsmError('corrupt', 'an encrypted value does not authenticate', { cause: failure })
       throw new HsmError('refused', 'the HSM refused the operation', { cause: failure })
     }

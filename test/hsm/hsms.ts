@@ -4,7 +4,7 @@ import { parseCeremonyPlan, runCeremony } from '../../hsm/ceremony.ts'
 import type { CeremonyPlan } from '../../hsm/ceremony.ts'
 import { openKeyring } from '../../hsm/keyring.ts'
 import type { Custody, Keyring, KeyringOptions } from '../../hsm/keyring.ts'
-import { CKU, findSlot, openSession } from '../../hsm/pkcs11.ts'
+import { CKU, findSlot, initialize, openSession } from '../../hsm/pkcs11.ts'
 import type { Pkcs11Module, SessionRef, SigningAlgorithm } from '../../hsm/pkcs11.ts'
 import { softToken } from '../support/softhsm.ts'
 import type { SoftToken } from '../support/softhsm.ts'
@@ -90,6 +90,7 @@ export async function keyringOf(t: Test, hsm: Hsm, over: Partial<KeyringOptions>
 
 /** A session behind everybody's back, not logged in by itself (a login is the whole process's). */
 export function rawSession(hsm: Hsm): SessionRef & { close(): void } {
+  initialize(hsm.module)
   const handle = openSession(hsm.module, findSlot(hsm.module, hsm.tokenLabel))
   try {
     hsm.module.C_Login(handle, CKU.USER, hsm.pin.toString())
