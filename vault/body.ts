@@ -3,6 +3,7 @@ import { CARD_NUMBER, MIN_DIGITS, TRACK_DATA, holdsCardNumber, isSeparator, scan
 import type { Found } from './card-scan.ts';
 import { MAX_PAN_DIGITS, Pan, isIssuedPrefix, luhn } from './pan.ts';
 import { isSensitiveName } from './sensitive-fields.ts';
+import { secretBytes } from '../hsm/secret-bytes.ts';
 
 export { holdsCardNumber };
 
@@ -213,7 +214,7 @@ function scanString(body: Uint8Array, start: number, end: number): Found {
   return found;
 }
 
-const DIGITS = Buffer.allocUnsafeSlow(MAX_PAN_DIGITS);
+const DIGITS = secretBytes(MAX_PAN_DIGITS);
 
 /** Whether the JSON number body[start, end) is written with, or has as its whole part, the digits of a card number. */
 function isCardNumber(body: Uint8Array, start: number, end: number): boolean {
@@ -261,7 +262,7 @@ function plainName(body: Uint8Array, start: number, end: number): void {
   const length = end - start;
   const codes = length <= CODES.length ? CODES : new Uint32Array(length);
   plainLength = decode(body, start, end, codes);
-  if (plain.length < plainLength) plain = Buffer.alloc(Math.max(plainLength, 256));
+  if (plain.length < plainLength) plain = secretBytes(Math.max(plainLength, 256));
   plainIsExact = true;
   for (let k = 0; k < plainLength; k++) {
     const code = codes[k]!;
@@ -448,7 +449,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
       if (place === PAN) {
         const k = where === 'single' ? 0 : itemCount - 1;
         if (slab === null || slabAt + MAX_PAN_DIGITS > slab.length) {
-          slab = Buffer.allocUnsafeSlow((where === 'single' ? 1 : CARDS_A_SLAB) * MAX_PAN_DIGITS);
+          slab = secretBytes((where === 'single' ? 1 : CARDS_A_SLAB) * MAX_PAN_DIGITS);
           slabAt = 0;
         }
         const escapes = hasEscapes;

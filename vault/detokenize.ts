@@ -19,6 +19,7 @@ import { debitQuotas, secondsToNextMinute } from './quota.ts';
 import type { Tenant, Tenants } from './tenants.ts';
 import { effectiveStatus, expiryText, rowIsGenuine } from './token-view.ts';
 import { parseToken } from './token.ts';
+import { secretBytes } from '../hsm/secret-bytes.ts';
 
 export interface DetokenizeInput {
   readonly token: string;
@@ -111,7 +112,7 @@ export async function detokenize(deps: DetokenizeDeps, call: Call, input: Detoke
 /** Builds the body in memory of its own (never Node's shared pool), so that wiping it leaves nothing behind. */
 function answerBody({ digits, name, expiry }: OpenedCard): Buffer {
   const rest = Buffer.from(`","expiry":${JSON.stringify(expiry)},"cardholder":${JSON.stringify(name?.toString('utf8') ?? null)}}`, 'utf8');
-  const body = Buffer.allocUnsafeSlow(8 + digits.length + rest.length);
+  const body = secretBytes(8 + digits.length + rest.length);
   body.write('{"pan":"', 0, 'latin1');
   body.set(digits, 8);
   body.set(rest, 8 + digits.length);

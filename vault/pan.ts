@@ -1,5 +1,6 @@
 import { inspect } from 'node:util';
 import table from './brand-ranges.json' with { type: 'json' };
+import { secretBytes } from '../hsm/secret-bytes.ts';
 
 /** Shortest and longest PAN in digits: ISO/IEC 7812-1 allows up to 19; below 12 nothing is issued. */
 export const MIN_PAN_DIGITS = 12;
@@ -149,7 +150,7 @@ export class Pan implements Disposable {
   static parseInto(source: Uint8Array, start: number, end: number, slab: Buffer | null, at: number): Pan | null {
     const length = end - start;
     if (length < MIN_PAN_DIGITS || length > MAX_PAN_DIGITS || !luhn(source, start, end)) return null;
-    const memory = slab ?? Buffer.allocUnsafeSlow(length);
+    const memory = slab ?? secretBytes(length);
     for (let i = 0; i < length; i++) memory[at + i] = source[start + i]!;
     return new Pan(memory, at, length);
   }

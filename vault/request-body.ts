@@ -1,6 +1,7 @@
 /** Reads a request's raw bytes, and wipes every chunk of them on every way out: whole, too large, or cut off. */
 import type { IncomingMessage } from 'node:http';
 import { VaultError } from './errors.ts';
+import { secretBytes } from '../hsm/secret-bytes.ts';
 
 /** The client went away before its body was complete: there is nobody to answer. */
 export class RequestAborted extends Error {}
@@ -43,7 +44,7 @@ export function readBody(request: IncomingMessage, maxBytes: number): Promise<Bu
     const onEnd = (): void => {
       ended = true;
       if (refused) return;
-      const body = Buffer.allocUnsafeSlow(size);
+      const body = secretBytes(size);
       let at = 0;
       for (const chunk of chunks) {
         body.set(chunk, at);

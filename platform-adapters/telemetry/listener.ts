@@ -24,7 +24,7 @@ export function createTelemetry(metrics: Metrics, readiness: () => Readiness): S
       response.end(request.method === 'HEAD' ? undefined : body);
     };
     if (request.method !== 'GET' && request.method !== 'HEAD') return send(405, 'text/plain', 'GET only\n');
-    const [path] = (request.url ?? '').split('?', 1);
+    const path = (request.url ?? '').replace(/\?.*/u, '');
     switch (path) {
       case '/healthz':
         return send(200, 'application/json', '{"ok":true}\n');

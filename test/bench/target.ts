@@ -1,7 +1,7 @@
 /** Starts and stops what is measured: the vault itself, and the bare server. Each has its own folder, ports and PostgreSQL. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { createWriteStream, existsSync, mkdirSync } from 'node:fs';
+import { createWriteStream, existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -31,8 +31,10 @@ const stopSeconds = 20;
 export const hasVault = (): boolean => existsSync(vaultProgram);
 
 /** Starts `cofre serve` on a fresh COFRE_HOME and resolves once it says that it is ready. Throws Error with the place of its output if it does not. */
-export async function startReal(folder: string): Promise<Target> {
+export async function startReal(folder: string, options: { readonly dumpable?: boolean } = {}): Promise<Target> {
   mkdirSync(folder, { recursive: true });
+  // Without root, only a dumpable process's memory can be searched.
+  if (options.dumpable === true) writeFileSync(join(folder, 'cofre.config.yaml'), 'hardening:\n  dumpable: true\n');
   const [api, admin, telemetry] = await freePorts(3);
   const env = { ...process.env, COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
   const child = await startServer(['--disable-sigusr1', vaultProgram, 'serve'], env, /^cofre ready /, join(folder, 'bench-server.log'));
