@@ -115,32 +115,38 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
   async upkeep(): Promise<void> {
     const { keyAgeMs, aheadMs } = this.#options.limits
     const nowMs = this.#options.now().getTime()
+    const failures: unknown[] = []
     this.#keepLeases((lease) => nowMs - lease.bornMs < keyAgeMs)
 
     for (const keyId of Array.from(this.#loaded.keys())) {
-      let row: KeyRow | null
       try {
-        row = await this.#options.registry.byId(keyId)
+        const row = await this.#options.registry.byId(keyId)
+        if (row === null || row.state === 'destroyed') this.#forget(keyId)
+        else if (row.state !== 'active') this.#keepLeases((lease) => lease.key.keyId !== keyId)
       } catch (error) {
+        failures.push(error)
+        // A store or an HSM that is away says nothing about the key; an edited row does.
         if (error instanceof HsmError && error.kind === 'corrupt') this.#forget(keyId)
-        throw error
       }
-      if (row === null || row.state === 'destroyed') this.#forget(keyId)
-      else if (row.state !== 'active') this.#keepLeases((lease) => lease.key.keyId !== keyId)
     }
 
-    if (!this.#seals) return
     const lease = this.#lease ?? this.#spare
-    if (lease !== null && nowMs - lease.bornMs < keyAgeMs - aheadMs) return
-    // The next lease comes from a new key, because the latest one is due. Where that fails the old one goes on until its last day.
-    this.#spare = null
-    this.#refill ??= this.#startRefill()
-    await this.#refill
-    const next: Lease<Key> | null = this.#spare
-    if (next !== null) {
-      this.#lease = next
+    if (this.#seals && (lease === null || nowMs - lease.bornMs >= keyAgeMs - aheadMs)) {
+      // The next lease comes from a new key, because the latest one is due. Where that fails the old one goes on until its last day.
       this.#spare = null
+      try {
+        this.#refill ??= this.#startRefill()
+        await this.#refill
+        const next: Lease<Key> | null = this.#spare
+        if (next !== null) {
+          this.#lease = next
+          this.#spare = null
+        }
+      } catch (error) {
+        failures.push(error)
+      }
     }
+    if (failures.length > 0) throw failures[0] as Error
   }
 
   #keepLeases(keep: (lease: Lease<Key>) => boolean): void {
