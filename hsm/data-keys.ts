@@ -46,6 +46,9 @@ export interface DataKeysOptions<Key> {
   readonly log: HsmLog | null
 }
 
+// Rounds in which a block is looked for: a table whose every new key is full or due at once (edited counts, a clock gone wrong) must not be filled with keys.
+const MAX_ROUNDS = 8
+
 // After a failed refill, ms until a seal may start the next one: a store that is down is not asked a hundred thousand times a second.
 const REFILL_PAUSE_MS = 500
 
@@ -61,7 +64,10 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
   #seals = false // somebody has asked for a seal: upkeep keeps a lease ready from then on
   #noRefillBefore = Number.NEGATIVE_INFINITY // performance.now(), ms
 
+  /** Throws HsmError `refused` for limits under which no key could ever seal. */
   constructor(options: DataKeysOptions<Key>) {
+    const { blockSeals, keySeals, keyAgeMs, aheadMs } = options.limits
+    if (!Number.isInteger(blockSeals) || blockSeals < 1 || keySeals < blockSeals || keySeals > 2 ** 32 || aheadMs < 0 || keyAgeMs <= aheadMs) throw new HsmError('refused', 'the limits of data keys contradict each other')
     this.#options = options
   }
 
@@ -184,7 +190,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
   async #leaseBlock(): Promise<Lease<Key>> {
     const { registry, store, custody, domain, limits } = this.#options
     let full = 0
-    for (;;) {
+    for (let round = 0; round < MAX_ROUNDS; round++) {
       const row = await registry.latest('data', domain)
       const ageMs = row === null ? 0 : this.#options.now().getTime() - row.createdAt.getTime()
       if (row === null || row.state !== 'active' || row.version <= full || ageMs >= limits.keyAgeMs - limits.aheadMs) {
@@ -208,6 +214,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
       this.#leasedSums.set(row.keyId, sum)
       return { key: await this.#load(row), bornMs: row.createdAt.getTime(), left: limits.blockSeals }
     }
+    throw new HsmError('exhausted', 'no data key with seals left could be found or made')
   }
 
   async #loadById(keyId: number): Promise<Key> {

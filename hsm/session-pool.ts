@@ -4,7 +4,10 @@ import { HsmError } from './errors.ts'
 import { CKA, faultOf, findOne, findSlot, initialize, login, openSession, readFlag, CKO, returnValueOf } from './pkcs11.ts'
 import type { Handle, Pkcs11Module, SessionRef } from './pkcs11.ts'
 
-/** Where the PIN comes from: a Buffer that stays the caller's and unwiped for the pool's life, or a function whose answer the pool wipes after each log-in. */
+/**
+ * Where the PIN comes from. One that the token refuses is not tried again in this process, lest the token lock it.
+ * A Buffer stays the caller's, unwiped for the pool's life; a function is asked at each log-in, and the pool wipes its answer.
+ */
 export type Pin = Buffer | (() => Buffer | Promise<Buffer>)
 
 /** What the pool tells of itself. `since` is when `ok` last changed; `awayMs` is 0 while `ok`. */

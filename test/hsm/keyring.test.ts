@@ -324,6 +324,22 @@ t.test('a keyring does not open', async (t) => {
   })
 })
 
+t.test('limits under which no key could seal are refused', async (t) => {
+  const hsm = await hsmOf(t, strictKind)
+  for (const change of [{ blockSeals: 0 }, { blockSeals: 13 }, { keySeals: 2 ** 32 + 1 }, { aheadMs: 30 * 86_400_000 }, { aheadMs: -1 }]) {
+    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), limits: { ...small, ...change } }), hsmError('refused'), JSON.stringify(change))
+  }
+})
+
+t.test('a store that calls every key full does not make the keyring fill the HSM with keys', async (t) => {
+  const hsm = await hsmOf(t, strictKind)
+  const store = memoryStore(t)
+  store.leaseSeals = () => Promise.resolve(null)
+  const before = hsm.strict!.keyCount()
+  await t.rejects(keyringOf(t, hsm, { custody: 'direct', store }), hsmError('exhausted'))
+  t.ok(hsm.strict!.keyCount() - before <= 10)
+})
+
 t.test('a full HSM says that it is exhausted, and its keys go on working', async (t) => {
   // control, two domains, two signing pairs; one fingerprint and one data key each make eleven.
   const hsm = await hsmOf(t, strictKind, { maxKeys: 11 })
