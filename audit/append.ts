@@ -100,9 +100,9 @@ export class WriterChain {
     await insertBatch(tx, batch);
   }
 
-  /** Settles a lost COMMIT of `batch`'s number for good: see `insertTombstone`. To be repeated with the same tombstone until it answers. */
-  async bury(client: ClientBase, tombstone: Batch): Promise<'committed' | 'buried'> {
-    return await insertTombstone(client, tombstone);
+  /** Settles the COMMIT of `lost` for good: see `insertTombstone`. To be repeated with the same tombstone until it answers. */
+  async bury(client: ClientBase, tombstone: Batch, lost: Batch): Promise<'committed' | 'buried'> {
+    return await insertTombstone(client, tombstone, lost);
   }
 
   /** The number that the next batch will have. */

@@ -42,9 +42,9 @@ export class LastBatchFile {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
       throw new Error('the file of the last batch cannot be read', { cause: error });
     }
-    const value = JSON.parse(text) as Partial<LastBatch>;
-    if (typeof value.writer !== 'string' || typeof value.number !== 'string' || typeof value.hash !== 'string') throw new Error('the file of the last batch is damaged');
-    return { writer: value.writer, number: value.number, hash: value.hash, closed: value.closed === true };
+    const match = /^\{"writer":"([0-9a-f]{16})","number":"([0-9]{1,19})","hash":"([0-9a-f]{64})","closed":(true|false)\}\n$/u.exec(text);
+    if (match === null) throw new Error('the file of the last batch is damaged');
+    return { writer: match[1]!, number: match[2]!, hash: match[3]!, closed: match[4] === 'true' };
   }
 
   /** Notes a committed batch; returns at once. */

@@ -22,28 +22,37 @@ export async function insertBatch(tx: ClientBase, batch: Batch): Promise<void> {
 }
 
 /**
- * Takes the number of a batch whose COMMIT was not answered, on a new connection, in a transaction of its own.
+ * Takes the number of `lost`, a batch whose COMMIT was not answered, on a new connection, in a transaction of its own.
  *
  * If the lost transaction is still in flight, this waits for it to end. Afterwards the answer is certain and final:
- * `'committed'` if the batch stands in the log, `'buried'` if the tombstone does, so that the batch can never be committed.
+ * `'committed'` if `lost` stands in the log, `'buried'` if the tombstone does, so that `lost` can never be committed.
+ *
+ * @throws what the database throws, and Error if a batch stands there that is neither: somebody else wrote it, and it proves
+ *   nothing. The connection is then to be closed.
  */
-export async function insertTombstone(client: ClientBase, tombstone: Batch): Promise<'committed' | 'buried'> {
-  const inserted = await client.query({
+export async function insertTombstone(client: ClientBase, tombstone: Batch, lost: Batch): Promise<'committed' | 'buried'> {
+  await client.query('BEGIN READ WRITE');
+  await client.query({
     text: `INSERT INTO batches (writer, number, kind, formed_at, entry_count, previous, bundle, signature)
            VALUES ($1::bigint, $2::bigint, $3::smallint, $4::timestamptz, $5::int, $6::bytea, $7::bytea, $8::bytea)
            ON CONFLICT (writer, number) DO NOTHING`,
     values: [tombstone.writer, tombstone.number, kindCode[tombstone.kind], tombstone.formedAt, tombstone.entryCount, tombstone.previous, tombstone.bundle, tombstone.signature],
   });
-  if (inserted.rowCount === 1) return 'buried';
-  // The tombstone itself may have been committed by an attempt whose answer was lost as well.
-  const standing = await client.query<{ kind: number; signature: Buffer }>({
-    text: 'SELECT kind, signature FROM batches WHERE writer = $1::bigint AND number = $2::bigint',
+  // Who stands there now is told by the signature, which covers all of a batch. The tombstone may also have been committed by an
+  // attempt whose answer was lost as well.
+  const { rows } = await client.query<{ signature: Buffer }>({
+    text: 'SELECT signature FROM batches WHERE writer = $1::bigint AND number = $2::bigint',
     values: [tombstone.writer, tombstone.number],
   });
-  return standing.rows[0]?.kind === kindCode.tombstone ? 'buried' : 'committed';
+  const { command } = await client.query('COMMIT');
+  if (command !== 'COMMIT') throw new Error('COMMIT was answered by a rollback');
+  const standing = rows[0]?.signature;
+  if (standing?.equals(tombstone.signature) === true) return 'buried';
+  if (standing?.equals(lost.signature) === true) return 'committed';
+  throw new Error('the log holds a batch that its writer did not make');
 }
 
-/** A writer's batches in order, read in pages of `pageSize` rows. */
+/** A writer's batches in order, read in pages of `pageSize` rows. @throws Error at a batch of a kind that was never written. */
 export async function* readBatches(client: ClientBase, writer: bigint, pageSize = 500): AsyncGenerator<Batch> {
   let after = -1n;
   for (;;) {
@@ -58,7 +67,7 @@ export async function* readBatches(client: ClientBase, writer: bigint, pageSize 
       yield {
         writer,
         number,
-        kind: row.kind === kindCode.tombstone ? 'tombstone' : 'entries',
+        kind: kindOf(row.kind),
         formedAt: row.formed_at,
         entryCount: row.entry_count,
         previous: row.previous,
@@ -79,6 +88,12 @@ export async function readWriters(client: ClientBase): Promise<{ writer: bigint;
 }
 
 const kindCode: Readonly<Record<BatchKind, number>> = { entries: 0, tombstone: 1 };
+
+function kindOf(code: number): BatchKind {
+  if (code === kindCode.entries) return 'entries';
+  if (code === kindCode.tombstone) return 'tombstone';
+  throw new Error('the log holds a batch of an unknown kind');
+}
 
 interface BatchRow {
   number: string;

@@ -160,20 +160,26 @@ export interface CardUpdate {
   readonly sealedName: Buffer | null;
 }
 
-/** Applies updates; at most one a card. */
+/**
+ * Applies updates; at most one a card.
+ *
+ * The first statement touches every card, in the order of its key, so that two writers lock the same cards in the same order and
+ * neither waits for the other in a circle; the second finds its cards locked.
+ */
 export async function updateCards(tx: ClientBase, updates: readonly CardUpdate[]): Promise<void> {
+  const sorted = updates.toSorted((a, b) => a.tenantId - b.tenantId || (a.cardToken < b.cardToken ? -1 : 1));
   await tx.query({
     name: 'update-cards',
-    // The tokenizing role may write the sealed name but not read it, so absence cannot be expressed by COALESCE over the old value.
     text: `UPDATE cards SET expiry = COALESCE(u.expiry, cards.expiry)
            FROM unnest($1::int[], $2::text[], $3::int[]) AS u(tenant_id, token, expiry)
-           WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token AND u.expiry IS NOT NULL`,
-    values: [int4Array(updates.map((update) => update.tenantId)), textArray(updates.map((update) => update.cardToken)), int4Array(updates.map((update) => update.expiry))],
+           WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token`,
+    values: [int4Array(sorted.map((update) => update.tenantId)), textArray(sorted.map((update) => update.cardToken)), int4Array(sorted.map((update) => update.expiry))],
   });
-  const named = updates.filter((update) => update.sealedName !== null);
+  const named = sorted.filter((update) => update.sealedName !== null);
   if (named.length === 0) return;
   await tx.query({
     name: 'update-names',
+    // Apart, because the tokenizing role may write the sealed name but not read it: its absence cannot be expressed by COALESCE.
     text: `UPDATE cards SET sealed_name = u.sealed_name
            FROM unnest($1::int[], $2::text[], $3::bytea[]) AS u(tenant_id, token, sealed_name)
            WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token`,

@@ -14,7 +14,7 @@ import type { NoteSigner } from '../audit/note.ts';
 import type { MadeIn } from './card-store.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
-import { classify, prepareSession } from './writer-session.ts';
+import { begin, classify, prepareSession } from './writer-session.ts';
 import type { WriterConnector, WriterSession } from './writer-session.ts';
 import type { ClientBase } from 'pg';
 
@@ -83,18 +83,24 @@ interface Waiting<Operation, Outcome> {
   readonly weight: number;
   readonly since: number;
   answered: boolean;
+  /** With what the operation broke a transaction that held nothing else; null while it has not. */
+  broken: { readonly cause: unknown } | null;
   readonly resolve: (committed: Committed<Outcome>) => void;
   readonly reject: (error: VaultError) => void;
 }
 
+/** What a transaction settled: the operations' outcomes in their order, or null for one that is broken. */
+type Settled<Outcome> = readonly Settlement<Outcome | null>[];
+
 type Attempt<Outcome> =
-  | { readonly kind: 'committed'; readonly outcomes: readonly Settlement<Outcome>[]; readonly receipts: readonly Receipt[] }
+  | { readonly kind: 'committed'; readonly outcomes: Settled<Outcome>; readonly receipts: readonly Receipt[] }
   | { readonly kind: 'conflict' | 'poison'; readonly error: unknown }
   | { readonly kind: 'refused'; readonly error: unknown; readonly code: ErrorCode }
   | { readonly kind: 'lost'; readonly error: unknown }
-  | { readonly kind: 'commit_unknown'; readonly error: unknown; readonly batch: Batch; readonly outcomes: readonly Settlement<Outcome>[] };
+  | { readonly kind: 'commit_unknown'; readonly error: unknown; readonly batch: Batch; readonly outcomes: Settled<Outcome> };
 
-const maxConflicts = 5;
+/** How often a group that is certain not to be committed is tried again, beside the time that it may wait for the database. */
+const maxRetries = 5;
 
 /** One writer and its queue. `open` makes it ready; afterwards `commit` may be called concurrently without limit. */
 export class GroupCommit<Operation, Outcome> {
@@ -104,7 +110,7 @@ export class GroupCommit<Operation, Outcome> {
   #queue: Waiting<Operation, Outcome>[] = [];
   #wake: (() => void) | null = null;
   #closing = false;
-  /** No new attempts to reach the database after this moment, once closing. */
+  /** No new transactions, and no new attempts to reach the database, after this moment, once closing. */
   #giveUpAt = Number.POSITIVE_INFINITY;
   readonly #served: Promise<void>;
   readonly #expiry: NodeJS.Timeout;
@@ -115,6 +121,8 @@ export class GroupCommit<Operation, Outcome> {
     this.#options = options;
     this.#chain = chain;
     this.#session = session;
+    // Nothing that the database, the HSM or a caller does makes this reject. A defect that does ends the process: what was
+    // acknowledged is durable, and a writer that no longer serves would leave its callers waiting for ever.
     this.#served = this.#serve();
     this.#expiry = setInterval(() => this.#expire(), 250).unref();
   }
@@ -159,7 +167,7 @@ export class GroupCommit<Operation, Outcome> {
     if (this.#closing) return Promise.reject(new VaultError('overloaded'));
     if (this.#queue.length >= this.#options.limits.maxQueue) return Promise.reject(new VaultError('overloaded'));
     return new Promise((resolve, reject) => {
-      this.#queue.push({ operation, weight, since: performance.now(), answered: false, resolve, reject });
+      this.#queue.push({ operation, weight, since: performance.now(), answered: false, broken: null, resolve, reject });
       this.#options.observer.queued(this.#queue.length);
       this.#wake?.();
     });
@@ -214,7 +222,7 @@ export class GroupCommit<Operation, Outcome> {
   /** Commits a group whatever comes in between. Every member is answered when this returns. */
   async #commitGroup(group: readonly Waiting<Operation, Outcome>[]): Promise<void> {
     const { observer } = this.#options;
-    for (let conflicts = 0; ; ) {
+    for (let retries = 0; ; ) {
       // Members whose callers gave up in the meantime are certain not to be committed, so they leave the group.
       const members = group.filter((waiting) => !waiting.answered);
       if (members.length === 0) return;
@@ -230,9 +238,9 @@ export class GroupCommit<Operation, Outcome> {
           return;
         }
         case 'conflict': {
-          conflicts += 1;
-          if (conflicts <= maxConflicts) break;
-          for (const waiting of members) fail(waiting, 'store_unavailable');
+          retries += 1;
+          if (retries <= maxRetries) break;
+          for (const waiting of members) fail(waiting, 'store_unavailable', attempt.error);
           return;
         }
         case 'refused': {
@@ -242,8 +250,14 @@ export class GroupCommit<Operation, Outcome> {
         case 'poison': {
           // One of them breaks the transaction. Halves find it in a logarithm of steps, and its neighbours commit without it.
           if (members.length === 1) {
-            await this.#failAlone(members[0]!, attempt.error);
-            return;
+            const culprit = members[0]!;
+            if (culprit.broken !== null) {
+              fail(culprit, 'audit_unavailable', attempt.error);
+              return;
+            }
+            // Alone, it is the one: the next round commits nothing of it but the entry that says so.
+            culprit.broken = { cause: attempt.error };
+            break;
           }
           const half = members.length >> 1;
           await this.#commitGroup(members.slice(0, half));
@@ -257,7 +271,7 @@ export class GroupCommit<Operation, Outcome> {
         }
         case 'commit_unknown': {
           this.#dropSession();
-          const settled = await this.#settle(members);
+          const settled = await this.#settle(members, attempt.batch);
           observer.disturbed(settled, attempt.error);
           if (settled === 'found_committed') {
             const receipts = this.#advance(attempt.batch);
@@ -265,7 +279,10 @@ export class GroupCommit<Operation, Outcome> {
             return;
           }
           if (settled === 'given_up') return;
-          break;
+          retries += 1;
+          if (retries <= maxRetries) break;
+          for (const waiting of members) fail(waiting, 'store_unavailable', attempt.error);
+          return;
         }
       }
     }
@@ -273,17 +290,22 @@ export class GroupCommit<Operation, Outcome> {
 
   /** One transaction, one try. Leaves the session clean, or the attempt says that it is lost. */
   async #attempt(members: readonly Waiting<Operation, Outcome>[]): Promise<Attempt<Outcome>> {
-    const { execute, now } = this.#options;
+    const { execute, failureEntry, now } = this.#options;
     const session = this.#session!;
     const tx = session.client;
     const startedAt = now();
     const startedMs = performance.now();
-    const begun = quiet(tx.query('BEGIN'));
+    const begun = quiet(tx.query(begin));
 
     // 5.1 The operations' own rows. Nothing is committed: a crash here leaves nothing behind.
-    let outcomes: readonly Settlement<Outcome>[];
+    let outcomes: Settled<Outcome>;
     try {
-      outcomes = await execute(tx, members.map((waiting) => waiting.operation), { at: startedAt, writer: this.#chain.writer, batch: this.#chain.nextNumber });
+      const [first] = members;
+      outcomes =
+        first !== undefined && first.broken !== null
+          ? [{ entry: failureEntry(first.operation, 'internal', startedAt), outcome: null }]
+          : await execute(tx, members.map((waiting) => waiting.operation), { at: startedAt, writer: this.#chain.writer, batch: this.#chain.nextNumber });
+      if (outcomes.length !== members.length) throw new Error('a transaction settled more or fewer operations than it was given');
       await begun;
     } catch (error) {
       return await this.#rollBack(session, error);
@@ -346,7 +368,7 @@ export class GroupCommit<Operation, Outcome> {
    * 7. A COMMIT that was not answered: the tombstone decides, and the decision is final. Callers wait for it at most
    * `maxSettleMs`; the writer waits as long as the database is away, because it must not form another batch before.
    */
-  async #settle(members: readonly Waiting<Operation, Outcome>[]): Promise<'found_committed' | 'buried' | 'given_up'> {
+  async #settle(members: readonly Waiting<Operation, Outcome>[], batch: Batch): Promise<'found_committed' | 'buried' | 'given_up'> {
     const { limits, now } = this.#options;
     const tombstone = this.#chain.tombstone(now());
     const patience = setTimeout(() => {
@@ -359,7 +381,7 @@ export class GroupCommit<Operation, Outcome> {
           return 'given_up';
         }
         try {
-          const standing = await this.#chain.bury(this.#session!.client, tombstone);
+          const standing = await this.#chain.bury(this.#session!.client, tombstone, batch);
           if (standing === 'committed') return 'found_committed';
           this.#advance(tombstone);
           return 'buried';
@@ -374,38 +396,6 @@ export class GroupCommit<Operation, Outcome> {
     }
   }
 
-  /** The operation broke its own transaction: its entry says so, alone, and its caller gets `internal`. */
-  async #failAlone(waiting: Waiting<Operation, Outcome>, cause: unknown): Promise<void> {
-    const entry = this.#options.failureEntry(waiting.operation, 'internal', this.#options.now());
-    for (let tries = 0; tries < maxConflicts && !waiting.answered; tries += 1) {
-      if (!(await this.#haveSession([waiting]))) break;
-      const session = this.#session!;
-      const batch = this.#chain.form([entry], this.#options.now());
-      try {
-        await session.client.query('BEGIN');
-        await this.#chain.append(session.client, batch);
-      } catch (error) {
-        const rolledBack = await this.#rollBack(session, error);
-        this.#options.observer.disturbed(rolledBack.kind, error);
-        if (rolledBack.kind === 'lost') this.#dropSession();
-        continue;
-      }
-      try {
-        await session.client.query('COMMIT');
-        this.#advance(batch);
-      } catch (error) {
-        this.#options.observer.disturbed('commit_unknown', error);
-        this.#dropSession();
-        const settled = await this.#settle([waiting]);
-        if (settled === 'given_up') return;
-        if (settled === 'buried') continue;
-        this.#advance(batch);
-      }
-      fail(waiting, 'internal', cause);
-    }
-    fail(waiting, 'audit_unavailable', cause);
-  }
-
   #advance(batch: Batch): Receipt[] {
     const receipts = this.#chain.committed(batch);
     const head = this.#chain.head();
@@ -418,29 +408,36 @@ export class GroupCommit<Operation, Outcome> {
    * Members that have waited too long are refused with `store_unavailable`: nothing of them was written.
    */
   async #haveSession(members: readonly Waiting<Operation, Outcome>[] = this.#queue): Promise<boolean> {
-    const { limits, connector, observer } = this.#options;
+    const { limits, observer } = this.#options;
     const forMembers = members !== this.#queue && members.length > 0;
-    for (let delayMs = 20; this.#session === null || !this.#session.alive(); delayMs = Math.min(delayMs * 2, 1000)) {
-      this.#dropSession();
+    for (let delayMs = 20; ; delayMs = Math.min(delayMs * 2, 1000)) {
       const time = performance.now();
       if (time > this.#giveUpAt) return false;
+      if (this.#session?.alive() === true) return true;
+      this.#dropSession();
       if (forMembers) {
         for (const waiting of members) if (time - waiting.since > limits.maxWaitMs) fail(waiting, 'store_unavailable');
         if (members.every((waiting) => waiting.answered)) return false;
       }
-      let session: WriterSession | null = null;
       try {
-        session = await connector.connect();
-        await prepareSession(session.client);
-        this.#session = session;
-        this.#awaySince = null;
+        await this.#connect();
       } catch (error) {
-        session?.destroy();
         observer.disturbed('connect', error);
         await sleep(delayMs);
       }
     }
-    return true;
+  }
+
+  async #connect(): Promise<void> {
+    const session = await this.#options.connector.connect();
+    try {
+      await prepareSession(session.client);
+    } catch (error) {
+      session.destroy();
+      throw error;
+    }
+    this.#session = session;
+    this.#awaySince = null;
   }
 
   #dropSession(): void {
@@ -454,21 +451,30 @@ export class GroupCommit<Operation, Outcome> {
     while (this.#queue.length > 0 && this.#queue[0]!.since < limit) fail(this.#queue.shift()!, 'store_unavailable');
   }
 
-  /** The stop entry tells that the chain ends here on purpose. If it cannot be written, the successor names the last batch instead. */
+  /**
+   * The stop entry tells that the chain ends here on purpose. One try: what keeps the database away must not keep the process from
+   * ending. If it cannot be written, or its COMMIT is not answered, the successor names an earlier batch instead, which is true as well.
+   */
   async #stop(): Promise<void> {
-    const session = this.#session;
-    if (session === null || !session.alive()) return;
-    const batch = this.#chain.form([{ action: 'writer.stop', at: this.#options.now(), outcome: 'allowed', detail: { writer: this.#chain.name } }], this.#options.now());
     try {
-      await session.client.query('BEGIN');
-      await this.#chain.append(session.client, batch);
-      await session.client.query('COMMIT');
+      if (this.#session?.alive() !== true) {
+        this.#dropSession();
+        if (performance.now() > this.#giveUpAt) return;
+        await this.#connect();
+      }
+      const { client } = this.#session!;
+      const at = this.#options.now();
+      const batch = this.#chain.form([{ action: 'writer.stop', at, outcome: 'allowed', detail: { writer: this.#chain.name } }], at);
+      await client.query(begin);
+      await this.#chain.append(client, batch);
+      await client.query('COMMIT');
       this.#chain.committed(batch);
       this.#options.onHead(this.#chain.head()!, true);
+      await this.#session!.end();
     } catch (error) {
       this.#options.observer.disturbed('stop', error);
+      this.#dropSession();
     }
-    await session.end();
   }
 }
 
@@ -476,7 +482,7 @@ export class GroupCommit<Operation, Outcome> {
 async function startChain<Operation, Outcome>(options: CommitOptions<Operation, Outcome>, client: ClientBase): Promise<WriterChain> {
   const chain = await WriterChain.start({ role: options.role, origin: options.origin, signer: options.signer, now: options.now() });
   const batch = chain.form([{ action: 'writer.start', at: chain.startedAt, outcome: 'allowed', detail: { ...options.startDetail, role: options.role, writer: chain.name } }], chain.startedAt);
-  await client.query('BEGIN');
+  await client.query(begin);
   await chain.register(client);
   await chain.append(client, batch);
   await client.query('COMMIT');
@@ -485,12 +491,16 @@ async function startChain<Operation, Outcome>(options: CommitOptions<Operation, 
   return chain;
 }
 
-function answer<Operation, Outcome>(members: readonly Waiting<Operation, Outcome>[], outcomes: readonly Settlement<Outcome>[], receipts: readonly Receipt[]): void {
+function answer<Operation, Outcome>(members: readonly Waiting<Operation, Outcome>[], outcomes: Settled<Outcome>, receipts: readonly Receipt[]): void {
   let next = 0;
   for (const [index, waiting] of members.entries()) {
     const settlement = outcomes[index]!;
     const receipt = settlement.entry === null ? null : receipts[next++]!;
     if (waiting.answered) continue;
+    if (settlement.outcome === null) {
+      fail(waiting, 'internal', waiting.broken?.cause);
+      continue;
+    }
     waiting.answered = true;
     waiting.resolve({ outcome: settlement.outcome, receipt });
   }

@@ -56,12 +56,14 @@ export async function findIdempotencyKeys(tx: ClientBase, tenantIds: readonly nu
 }
 
 /**
- * Records keys of this transaction's calls. Keys that ran out before `since` are taken over.
+ * Records keys of this transaction's calls. Keys that ran out before `since` are taken over. Sorted, so that two writers lock the
+ * same keys in the same order.
  *
  * @returns how many were recorded: fewer than given means that another writer has just used one of them, and the transaction
  *   must be rolled back and tried again, now seeing it.
  */
-export async function insertIdempotencyKeys(tx: ClientBase, keys: readonly IdempotencyRow[], at: Date, since: Date): Promise<number> {
+export async function insertIdempotencyKeys(tx: ClientBase, used: readonly IdempotencyRow[], at: Date, since: Date): Promise<number> {
+  const keys = used.toSorted((a, b) => a.tenantId - b.tenantId || Buffer.compare(a.keyHash, b.keyHash));
   await tx.query({
     name: 'expire-idempotency-keys',
     text: `DELETE FROM idempotency_keys k USING unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)

@@ -23,6 +23,13 @@ export interface WriterSession {
 }
 
 /**
+ * Begins a transaction that may write. Nothing else on a prepared session may: statements follow BEGIN on the wire without waiting
+ * for its answer, and if BEGIN itself fails (somebody cancels it), each of them would otherwise be committed on its own, without
+ * its entry.
+ */
+export const begin = 'BEGIN READ WRITE';
+
+/**
  * Sets a session up for the hot path.
  *
  * Plans are prepared once and live long: with sequential scans, hash and merge joins forbidden, a plan made while the tables were
@@ -31,7 +38,7 @@ export interface WriterSession {
 export async function prepareSession(client: ClientBase): Promise<void> {
   await client.query(
     `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
-     SET plan_cache_mode = force_generic_plan; SET synchronous_commit = on; SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'`,
+     SET plan_cache_mode = force_generic_plan; SET default_transaction_read_only = on; SET synchronous_commit = on; SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'`,
   );
 }
 

@@ -3,6 +3,9 @@ import { Client } from 'pg';
 import type { ClientConfig } from 'pg';
 import type { WriterConnector, WriterSession } from '../../vault/writer-session.ts';
 
+/** How long the server may take to close a session that is ended in order. */
+const endTimeoutMs = 2000;
+
 /**
  * Connects as `config` says. A query that is not answered within `queryTimeoutMs` breaks its session: node-postgres destroys the
  * connection, because in a pipeline nothing behind the silent query could be answered either.
@@ -35,7 +38,10 @@ export function createWriterConnector(config: ClientConfig, options: { readonly 
         },
         async end() {
           gone = true;
+          // A server that no longer answers does not close either, and node-postgres would wait for it.
+          const cut = setTimeout(() => stream().destroy(), endTimeoutMs);
           await client.end().catch(() => undefined);
+          clearTimeout(cut);
         },
       };
     },
