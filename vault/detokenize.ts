@@ -74,9 +74,13 @@ export async function detokenize(deps: DetokenizeDeps, call: Call, input: Detoke
 
   // 3. Authorize: this caller, this tenant, this purpose.
   const decision = deps.policy.decide(caller, 'detokenize', input.purpose);
-  if (!decision.allowed) throw new VaultError('not_authorized');
+  const wellFormed = parseToken(input.token) !== null;
+  if (!decision.allowed) {
+    const tokens = wellFormed ? { tokens: [{ outcome: 'not_authorized', token: input.token }] } : {};
+    throw new VaultError('not_authorized', { facts: { decision, purpose: input.purpose, reference: input.reference, ...tokens } });
+  }
   const tenant = deps.tenants.get(caller.tenant);
-  const operation: DetokenizeOperation = { kind: 'detokenize', call, decision, tenant, input, quota: deps.quotaOf(caller.spiffeId, input.purpose), wellFormed: parseToken(input.token) !== null };
+  const operation: DetokenizeOperation = { kind: 'detokenize', call, decision, tenant, input, quota: deps.quotaOf(caller.spiffeId, input.purpose), wellFormed };
 
   // 5. The entry is committed in the same transaction that reads the sealed card and debits the quota.
   // A crash after it leaves an entry that says "authorized" for a card that nobody got: the safe side.

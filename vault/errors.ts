@@ -4,6 +4,7 @@
  * Every message here is constant text: nothing that a client sent, and nothing of an inner error, is ever part of an answer.
  * Whoever needs a new code adds a row to the table; nobody writes a status anywhere else.
  */
+import type { EntryFacts } from './call.ts';
 
 interface ErrorRow {
   readonly status: number;
@@ -40,6 +41,9 @@ const table = {
 
 export type ErrorCode = keyof typeof table;
 
+/** Whose decision, for what: all of it ours or checked against a narrow schema. */
+export type RefusalFacts = Pick<EntryFacts, 'decision' | 'purpose' | 'reference' | 'tokens'>;
+
 export const errorCodes = Object.keys(table) as readonly ErrorCode[];
 
 /** A refusal or failure that a caller may be told of. Its message is the constant title of its code; `cause` is for our eyes only. */
@@ -49,12 +53,15 @@ export class VaultError extends Error {
   readonly retryAfterSeconds: number | undefined;
   /** Whether the log already holds the entry of the call that this error ends. */
   recorded = false;
+  /** What the entry of the refused call says beyond its code, where the operation knew more than its route. */
+  readonly facts: RefusalFacts;
 
-  constructor(code: ErrorCode, options?: { cause?: unknown; retryAfterSeconds?: number }) {
+  constructor(code: ErrorCode, options?: { cause?: unknown; retryAfterSeconds?: number; facts?: RefusalFacts }) {
     super(table[code].title, options?.cause === undefined ? undefined : { cause: options.cause });
     this.name = 'VaultError';
     this.code = code;
     this.retryAfterSeconds = options?.retryAfterSeconds;
+    this.facts = options?.facts ?? {};
   }
 
   get status(): number {

@@ -9,6 +9,17 @@ export class RequestAborted extends Error {}
 /** Bytes of a refused body that are read and thrown away, so that the client can see the answer; beyond it the connection ends. */
 const maxDrainBytes = 4 * 1024 * 1024;
 
+/** Wipes what is still to come of a body that nobody reads: its call was refused before, and Node would throw it away as it is. */
+export function discardBody(request: IncomingMessage): void {
+  if (request.readableEnded || request.destroyed) return;
+  let size = 0;
+  request.on('data', (chunk: Buffer) => {
+    chunk.fill(0);
+    size += chunk.length;
+    if (size > maxDrainBytes) request.destroy();
+  });
+}
+
 /**
  * The body, in memory of its own that the caller wipes. All chunks that Node handed over are zeroed when this settles; of a
  * refused body, also those that arrive afterwards.

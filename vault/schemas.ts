@@ -12,17 +12,19 @@ const closed = { additionalProperties: false } as const;
 /** An opaque token, or any text that a client believes to be one: its form is checked by `parseToken`, not here. */
 const TokenText = Type.String({ maxLength: 1024, description: 'A token as tokenize gave it.' });
 const Expiry = Type.String({ pattern: '^[0-9]{4}-(0[1-9]|1[0-2])$', description: 'Expiry month, YYYY-MM.', examples: ['2029-12'] });
+/** Without half surrogate pairs, which no UTF-8 can hold, and without the one character that PostgreSQL's text and jsonb cannot. */
+const MetadataText = Type.String({ maxLength: 256, pattern: '^[^\\u0000\\ud800-\\udfff]*$' });
 
 export const TokenizeBody = Type.Object(
   {
     // The digits are taken out of the raw body before this is validated; what stands here then is as many x.
     pan: Type.String({ description: 'The card number: 12 to 19 digits that pass Luhn, without separators.', examples: ['4111111111111111'] }),
     expiry: Type.Optional(Expiry),
-    cardholder: Type.Optional(Type.String({ minLength: 1, maxLength: 100, pattern: '^[^\\u0000-\\u001f\\u007f]+$', description: 'The name on the card, at most 255 bytes of UTF-8; sealed like the card number.' })),
+    cardholder: Type.Optional(Type.String({ minLength: 1, maxLength: 100, pattern: '^[^\\u0000-\\u001f\\u007f\\ud800-\\udfff]+$', description: 'The name on the card, at most 255 bytes of UTF-8; sealed like the card number.' })),
     format: Type.Optional(Type.Literal('opaque', { description: 'The form of the token.' })),
     reuse: Type.Optional(Type.Boolean({ default: true, description: 'true: the same card gives the same token. false: a new token each time; needs an Idempotency-Key.' })),
     metadata: Type.Optional(
-      Type.Record(Type.String({ pattern: '^[A-Za-z0-9_.-]{1,40}$' }), Type.Union([Type.String({ maxLength: 256 }), Type.Integer({ minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER }), Type.Boolean()]), {
+      Type.Record(Type.String({ pattern: '^[A-Za-z0-9_.-]{1,40}$' }), Type.Union([MetadataText, Type.Integer({ minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER }), Type.Boolean()]), {
         maxProperties: 16,
         ...closed,
         description: 'Kept with a token that this call makes, in the clear. Never put card data here.',

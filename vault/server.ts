@@ -16,7 +16,7 @@ import type { RevocationCheck } from './caller.ts';
 import { holdsCardNumber } from './card-scan.ts';
 import { VaultError, renderProblem } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
-import { RequestAborted, readBody } from './request-body.ts';
+import { RequestAborted, discardBody, readBody } from './request-body.ts';
 import type { TlsListener } from './tls.ts';
 
 /** What a route says of itself. */
@@ -56,7 +56,7 @@ export interface ServerOptions {
   readonly observer: RequestObserver;
   readonly now: () => Date;
   /** Writes the entry of a call that was refused before it came to a transaction of its own. @throws VaultError if it cannot. */
-  recordRefusal(call: Call, action: string, code: ErrorCode): Promise<void>;
+  recordRefusal(call: Call, action: string, refused: VaultError): Promise<void>;
   /** A body or a header must arrive within this time. */
   readonly requestTimeoutMs: number;
   readonly keepAliveTimeoutMs: number;
@@ -93,10 +93,10 @@ export function createServer(options: ServerOptions): FastifyInstance {
       if (!socket.writable) return;
       const { problem } = renderProblem(new VaultError('invalid_request'), randomUUID());
       const body = JSON.stringify(problem);
-      socket.end(`HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`);
+      socket.end(`HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`);
     },
     frameworkErrors(error, request, reply) {
-      void answerError(error, request as FastifyRequest, reply as FastifyReply);
+      void answerUnrouted(error, request as FastifyRequest, reply as FastifyReply);
     },
   });
   tls.attach(app.server);
@@ -104,7 +104,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
   app.decorateRequest('taken', null);
   app.decorateRequest('outcomeCode', null);
 
-  app.addHook('onRequest', async (request, reply) => {
+  /** Step 1. Also refuses what may not stand in a URL or a header, or a body where none belongs. */
+  async function identify(request: FastifyRequest, reply: FastifyReply): Promise<void> {
     reply.header('cache-control', 'no-store').header('x-request-id', request.id);
     if (draining) reply.header('connection', 'close');
     const facts = factsOf(request);
@@ -131,7 +132,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
       (await readBody(request.raw, facts.maxBodyBytes)).fill(0);
       throw new VaultError('invalid_request');
     }
-  });
+  }
+  app.addHook('onRequest', identify);
 
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
@@ -153,6 +155,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
 
   async function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
     request.taken?.[Symbol.dispose]();
+    discardBody(request.raw);
     if (error instanceof RequestAborted) {
       request.outcomeCode = 'invalid_request';
       reply.hijack();
@@ -164,7 +167,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     const call = request.call as Call | null;
     if (facts.audited && !refusal.recorded && !unwritten.has(refusal.code) && call !== null) {
       try {
-        await options.recordRefusal(call, facts.action, refusal.code);
+        await options.recordRefusal(call, facts.action, refusal);
       } catch (recordError) {
         // If the log cannot be written, the vault refuses for that reason, whatever else there was.
         refusal = toVaultError(recordError);
@@ -179,9 +182,18 @@ export function createServer(options: ServerOptions): FastifyInstance {
     reply.code(problem.status).type('application/problem+json').serializer(JSON.stringify);
     await reply.send(problem);
   }
+  /** A URL that the router cannot read comes without any hook: who asks is established here, before anything is answered. */
+  async function answerUnrouted(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    let refusal = error;
+    try {
+      await identify(request, reply);
+    } catch (stranger) {
+      refusal = stranger;
+    }
+    await answerError(refusal, request, reply);
+  }
   app.setErrorHandler(answerError);
   app.setNotFoundHandler(async (request, reply) => {
-    if (hasBody(request)) (await readBody(request.raw, unknownRoute.maxBodyBytes).catch(() => Buffer.alloc(0))).fill(0);
     await answerError(new VaultError('not_found'), request, reply);
   });
 

@@ -70,6 +70,8 @@ export type TokenizeOutcome =
   | { readonly kind: 'again' };
 
 const path = '/v1/tokenize';
+/** What a sealed name can hold, in bytes of UTF-8 (hsm/card-cipher.ts). */
+const maxCardholderBytes = 255;
 /** How long an Idempotency-Key is kept. */
 export const idempotencyWindowMs = 24 * 60 * 60 * 1000;
 
@@ -84,11 +86,13 @@ export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, 
 
   // 3. Authorize, before anything about the card number is answered.
   const decision = deps.policy.decide(caller, 'tokenize', null);
-  if (!decision.allowed) throw new VaultError('not_authorized');
+  if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision } });
   const tenant = deps.tenants.get(caller.tenant);
-  if (pan === null) throw new VaultError('invalid_pan');
+  if (pan === null) throw new VaultError('invalid_pan', { facts: { decision } });
   const reuse = input.reuse ?? true;
-  if (!reuse && idempotencyKey === null) throw new VaultError('invalid_request');
+  if (!reuse && idempotencyKey === null) throw new VaultError('invalid_request', { facts: { decision } });
+  // The schema counts characters; what is sealed counts bytes.
+  if (input.cardholder !== undefined && Buffer.byteLength(input.cardholder, 'utf8') > maxCardholderBytes) throw new VaultError('invalid_request', { facts: { decision } });
 
   // 4. Seal and fingerprint, before any database work: the HSM never holds up a connection or a lock.
   // A crash here leaves nothing behind.
@@ -230,26 +234,36 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
 async function replay(tx: ClientBase, slots: readonly Slot[], since: Date): Promise<void> {
   const keyed = slots.filter((slot) => slot.item.idempotency !== null);
   if (keyed.length === 0) return;
-  const seen = new Set<string>();
+  // Of twins that use one key for the first time, one goes on: one whose name is sealed already, or else each round another of them
+  // would find only that its card is known.
+  const first = new Map<string, Slot>();
   for (const slot of keyed) {
-    const id = `${slot.operation.tenant.id}:${slot.item.idempotency!.keyHash.toString('latin1')}`;
-    if (seen.has(id)) slot.outcome = { kind: 'again' };
-    seen.add(id);
+    const id = idempotencyId(slot.operation.tenant.id, slot.item.idempotency!.keyHash);
+    const earlier = first.get(id);
+    if (earlier === undefined || (earlier.item.nameSealedFor === null && slot.item.nameSealedFor !== null)) first.set(id, slot);
   }
-  const asked = keyed.filter((slot) => slot.outcome === null);
+  const asked = [...first.values()];
   const found = await findIdempotencyKeys(tx, asked.map((slot) => slot.operation.tenant.id), asked.map((slot) => slot.item.idempotency!.keyHash), since);
-  if (found.length === 0) return;
-  const rows = await findTokens(tx, found.map((key) => key.tenantId), found.map((key) => key.token));
-  for (const slot of asked) {
+  const keys = new Map(found.map((key) => [idempotencyId(key.tenantId, key.keyHash), key]));
+  const rows = found.length === 0 ? [] : await findTokens(tx, found.map((key) => key.tenantId), found.map((key) => key.token));
+  for (const slot of keyed) {
     const { tenant } = slot.operation;
     const { keyHash, requestMac } = slot.item.idempotency!;
-    const key = found.find((candidate) => candidate.tenantId === tenant.id && candidate.keyHash.equals(keyHash));
-    if (key === undefined) continue;
+    const id = idempotencyId(tenant.id, keyHash);
+    const key = keys.get(id);
+    if (key === undefined) {
+      if (first.get(id) !== slot) slot.outcome = { kind: 'again' };
+      continue;
+    }
     const row = rows.find((candidate) => candidate.tenantId === tenant.id && candidate.token === key.token);
     if (key.requestMac.length !== requestMac.length || !timingSafeEqual(key.requestMac, requestMac)) slot.outcome = { kind: 'refused', code: 'idempotency_conflict' };
     else if (row === undefined || !row.fingerprint.equals(slot.item.card.fingerprint) || !rowIsGenuine(tenant, row)) slot.outcome = { kind: 'refused', code: 'internal' };
     else slot.outcome = { kind: 'token', row, created: key.created };
   }
+}
+
+function idempotencyId(tenantId: number, keyHash: Buffer): string {
+  return `${tenantId}:${keyHash.toString('latin1')}`;
 }
 
 function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<string, Slot>, at: Date, furtherTokens: FurtherToken[], updates: Map<string, CardUpdate>): void {

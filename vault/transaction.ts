@@ -5,7 +5,7 @@ import type { Call } from './call.ts';
 import type { Execute, Settlement } from './commit.ts';
 import { detokenizeEntry, storeDetokenize } from './detokenize.ts';
 import type { DetokenizeOperation, DetokenizeOutcome } from './detokenize.ts';
-import type { ErrorCode } from './errors.ts';
+import type { ErrorCode, VaultError } from './errors.ts';
 import { storeTokenize } from './tokenize.ts';
 import type { TokenizeOperation, TokenizeOutcome } from './tokenize.ts';
 import { storeLookUps } from './validate.ts';
@@ -71,6 +71,6 @@ export function failureEntry(operation: TokenizingOperation | DetokenizingOperat
 }
 
 /** The entry of a call that was refused, or failed, before it came to a transaction. */
-export function refusal(call: Call, action: string, code: ErrorCode, purpose?: string): EntryOperation {
-  return { kind: 'entry', entry: entryOf(call, { action, code, ...(purpose === undefined ? {} : { purpose }) }) };
+export function refusal(call: Call, action: string, refused: VaultError): EntryOperation {
+  return { kind: 'entry', entry: entryOf(call, { ...refused.facts, action, code: refused.code }) };
 }

@@ -82,7 +82,7 @@ async function lookUp(deps: LookUpDeps, call: Call, action: 'validate' | 'metada
   const { caller } = call;
   if (caller === null) throw new VaultError('not_authorized');
   const decision = deps.policy.decide(caller, action, null);
-  if (!decision.allowed) throw new VaultError('not_authorized');
+  if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision, ...(wellFormed ? { tokens: [{ outcome: 'not_authorized', token }] } : {}) } });
   const tenant = deps.tenants.get(caller.tenant);
   const { outcome } = await deps.commit({ kind: 'look_up', action, call, decision, tenant, token, wellFormed });
   if (outcome.kind === 'refused') {

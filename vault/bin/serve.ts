@@ -154,7 +154,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       answered: (action, outcome, seconds) => metrics.answered(action, outcome, seconds),
       failed: (requestId, error) => log.error('a request failed', { request_id: requestId, error: describe(error) }),
     },
-    recordRefusal: async (call, action, code) => await record(refusal(call, action, code)),
+    recordRefusal: async (call, action, refused) => await record(refusal(call, action, refused)),
     requestTimeoutMs: milliseconds(config.listeners.request_timeout),
     keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
   });
