@@ -86,21 +86,28 @@ export function keyIdOf(sealed: Uint8Array): number {
   return ((sealed[KEY_ID_AT]! << 24) | (sealed[KEY_ID_AT + 1]! << 16) | (sealed[KEY_ID_AT + 2]! << 8) | sealed[KEY_ID_AT + 3]!) >>> 0
 }
 
-/** The padded plaintext, in a Buffer of the caller's to wipe. Throws HsmError `refused` where the length is not one that its kind may have. */
-export function pad(kind: SealedKind, plaintext: Uint8Array): Buffer {
+/**
+ * The padded plaintext, the caller's to wipe: in the first bytes of `room`, which is zeroed and long enough, or in a Buffer of its own. Throws HsmError
+ * `refused` where the length is not one that its kind may have.
+ */
+export function pad(kind: SealedKind, plaintext: Uint8Array, room?: Buffer): Buffer {
   if (kind === 'pan') {
     if (plaintext.length < 12 || plaintext.length > 19) throw new HsmError('refused', 'a PAN to seal has 12 to 19 digits')
-    const padded = secretBytes(PAN_PADDED_BYTES)
+    const padded = room?.subarray(0, PAN_PADDED_BYTES) ?? secretBytes(PAN_PADDED_BYTES)
     padded[0] = plaintext.length
     padded.set(plaintext, 1)
     return padded
   }
   if (plaintext.length < 1 || plaintext.length > MAX_NAME_BYTES) throw new HsmError('refused', 'a name to seal has 1 to 255 bytes')
-  const padded = secretBytes(Math.ceil((2 + plaintext.length) / NAME_STEP_BYTES) * NAME_STEP_BYTES)
+  const bytes = Math.ceil((2 + plaintext.length) / NAME_STEP_BYTES) * NAME_STEP_BYTES
+  const padded = room?.subarray(0, bytes) ?? secretBytes(bytes)
   padded.writeUInt16BE(plaintext.length)
   padded.set(plaintext, 2)
   return padded
 }
+
+// Where envelope custody pads: one place for all seals, which are synchronous, wiped after each. A small Buffer of its own for each would lie in V8's heap.
+const sealingRoom = secretBytes(Math.ceil((2 + MAX_NAME_BYTES) / NAME_STEP_BYTES) * NAME_STEP_BYTES)
 
 /**
  * The plaintext inside a padded one: a view of the same memory, so wiping it wipes all there is to wipe. Throws HsmError `corrupt` where the padding is not
@@ -206,7 +213,7 @@ export function envelopeCardCipher(tenant: string, keys: DataKeySource<MemoryDat
   return {
     seal(kind, plaintext, binding) {
       aad.check(binding)
-      const padded = pad(kind, plaintext)
+      const padded = pad(kind, plaintext, sealingRoom)
       try {
         const { keyId, key } = keys.take()
         // From the pool of small Buffers: what is in it is sealed.

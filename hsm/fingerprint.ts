@@ -1,6 +1,7 @@
 // Fingerprints: HMAC-SHA-256 (FIPS 198-1, RFC 2104) of the whole PAN under a key of its own, so that the same card is found again. They never leave the vault.
 import { createHmac } from 'node:crypto'
 import type { KeyObject } from 'node:crypto'
+import { secretBytes } from './secret-bytes.ts'
 
 /**
  * Computes fingerprints for the tenants of one key domain: 32 bytes, the caller's, = HMAC-SHA-256(fingerprint key, UTF-8(tenant) || 0x00 || digits).
@@ -46,7 +47,10 @@ export function directFingerprint(hmac: (message: Uint8Array) => Promise<Buffer>
   const prefixOf = prefixes()
   return {
     async compute(tenant, digits) {
-      const message = Buffer.concat([prefixOf(tenant), digits])
+      const prefix = prefixOf(tenant)
+      const message = secretBytes(prefix.length + digits.length)
+      message.set(prefix)
+      message.set(digits, prefix.length)
       try {
         return await hmac(message)
       } finally {

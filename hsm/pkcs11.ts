@@ -296,6 +296,12 @@ export function findOne(session: SessionRef, objectClass: number, label: string)
   return found[0]!
 }
 
+function copyOfSecret(bytes: Uint8Array): Buffer {
+  const copy = secretBytes(bytes.length)
+  copy.set(bytes)
+  return copy
+}
+
 /** `bytes` random bytes from the HSM's generator (C_GenerateRandom, synchronous). The Buffer is the caller's to wipe. */
 export function generateRandom(session: SessionRef, bytes: number): Buffer {
   const out = secretBytes(bytes)
@@ -323,9 +329,10 @@ function gcm(iv: Buffer, aad: Buffer): Mechanism {
  * and writes its own there. `plaintext` and `aad` are only read; the copy of the plaintext is wiped.
  */
 export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Uint8Array, aad: Buffer): Promise<Buffer> {
-  const input = Buffer.from(plaintext)
-  const output = Buffer.alloc(input.length + GCM_TAG_BYTES)
-  const iv = Buffer.alloc(GCM_IV_BYTES)
+  const input = copyOfSecret(plaintext)
+  // Written to by the token through their addresses: memory that stays in one place.
+  const output = secretBytes(input.length + GCM_TAG_BYTES)
+  const iv = secretBytes(GCM_IV_BYTES)
   let tookZeroIv = false
   try {
     if (!wantsZeroIv.has(session.module)) {
@@ -368,7 +375,7 @@ export async function decryptGcm(session: SessionRef, key: Handle, sealed: Uint8
     session.module.C_DecryptInit(session.handle, gcm(iv, aad), key)
     const plaintext = await session.module.C_DecryptAsync(session.handle, input, output)
     if (plaintext.length !== input.length - GCM_TAG_BYTES) throw new HsmError('corrupt', 'the HSM returned a plaintext of the wrong length')
-    return Buffer.from(plaintext)
+    return copyOfSecret(plaintext)
   } catch (error) {
     const rv = returnValueOf(error)
     if (rv === CKR.ENCRYPTED_DATA_INVALID || rv === CKR.ENCRYPTED_DATA_LEN_RANGE || rv === CKR.SIGNATURE_INVALID || rv === CKR.DATA_INVALID) {
@@ -383,8 +390,8 @@ export async function decryptGcm(session: SessionRef, key: Handle, sealed: Uint8
 }
 
 async function sign(session: SessionRef, mechanism: number, key: Handle, message: Uint8Array, signatureBytes: number): Promise<Buffer> {
-  const input = Buffer.from(message)
-  const output = Buffer.alloc(signatureBytes)
+  const input = copyOfSecret(message)
+  const output = secretBytes(signatureBytes)
   try {
     session.module.C_SignInit(session.handle, { mechanism }, key)
     const signature = await session.module.C_SignAsync(session.handle, input, output)
