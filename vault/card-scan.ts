@@ -1,3 +1,4 @@
+import { secretBytes } from '../hsm/secret-bytes.ts';
 import { isIssuedPrefix } from './pan.ts';
 
 /**
@@ -78,12 +79,12 @@ const DOUBLED = Uint8Array.of(0, 2, 4, 6, 8, 1, 3, 5, 7, 9);
 // The last 32 digits of a chain: longer than a card number with the longest tail (19 + 9). For digit k: its value, whether a
 // card number may start there, and the Luhn sums of all digits before it, once with the even-numbered digits doubled and once
 // with the odd-numbered. A stretch passes Luhn when the right sum has the same remainder at both its ends: one subtraction
-// instead of up to 19 steps, so that "1 1 1 1 …" costs no more than other text.
+// instead of up to 19 steps, so that "1 1 1 1 …" stays cheap. Outside V8's heap, as they hold digits, and zeroed after each scan.
 const RING = 31;
-const value = new Uint8Array(32);
+const value = secretBytes(32);
 const starts = new Uint8Array(32);
-const evenDoubled = new Uint8Array(32);
-const oddDoubled = new Uint8Array(32);
+const evenDoubled = secretBytes(32);
+const oddDoubled = secretBytes(32);
 
 /**
  * What codes[0, n) holds: code points of a text, see the rules above. Linear in n. Keeps nothing of the text; never throws.
@@ -364,7 +365,7 @@ function isCard(codes: Uint32Array, start: number, end: number): boolean {
  */
 export function holdsCardNumber(text: string): boolean {
   if (text.length < MIN_DIGITS) return false;
-  const codes = new Uint32Array(text.length);
+  const codes = new Uint32Array(Math.max(text.length, 32)); // V8 keeps arrays of up to 64 bytes in its heap, and copies them
   let n = 0;
   let suspects = 0;
   let escaped = false;
