@@ -82,8 +82,9 @@ export function writerCertificateText(writer: bigint, role: string, publicKeySpk
 
 /** Reads a certificate text back; null if it is not one. */
 export function readWriterCertificate(text: string): { writer: bigint; role: string; publicKey: KeyObject; startedAt: Date } | null {
-  const [format, name = '', role = '', key = '', startedAt = '', rest] = text.split('\n');
-  if (format !== 'cofre/writer/v1' || rest !== '' || !/^[0-9a-f]{16}$/u.test(name)) return null;
+  const [format, name = '', role = '', key = '', startedAt = '', rest, ...more] = text.split('\n');
+  // 63 bits of writer, as PostgreSQL holds them.
+  if (format !== 'cofre/writer/v1' || rest !== '' || more.length > 0 || !/^[0-7][0-9a-f]{15}$/u.test(name) || Number.isNaN(Date.parse(startedAt))) return null;
   try {
     const publicKey = createPublicKey({ key: Buffer.from(key, 'base64'), format: 'der', type: 'spki' });
     return { writer: BigInt(`0x${name}`), role, publicKey, startedAt: new Date(startedAt) };

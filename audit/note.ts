@@ -60,6 +60,7 @@ export function parseVkey(vkey: string): NoteVerifier {
   if (match === null) throw new Error('not a vkey');
   const [, name = '', id = '', encoded = ''] = match;
   const bytes = Buffer.from(encoded, 'base64');
+  if (bytes.toString('base64') !== encoded) throw new Error('not a vkey');
   let algorithm: NoteAlgorithm;
   let spki: Buffer;
   if (bytes[0] === typeByte.ed25519 && bytes.length === 33) {
@@ -105,7 +106,8 @@ export function openNote(note: string, verifiers: readonly NoteVerifier[]): stri
     const match = /^— ([^\s+]+) ([A-Za-z0-9+/]+=*)$/u.exec(line);
     if (match === null) return null;
     const blob = Buffer.from(match[2] ?? '', 'base64');
-    if (blob.length < 5) return null;
+    // Base64 has several spellings of the same bytes; a note has one.
+    if (blob.length < 5 || blob.toString('base64') !== match[2]) return null;
     const verifier = verifiers.find((known) => known.name === match[1] && known.keyId.equals(blob.subarray(0, 4)));
     if (verifier === undefined) continue;
     if (!verifyNoteSignature(verifier, Buffer.from(text, 'utf8'), blob.subarray(4))) return null;
