@@ -11,6 +11,7 @@ export interface Metrics {
   committed(role: string, calls: number, durationMs: number): void;
   disturbed(role: string, kind: string): void;
   connection(kind: string): void;
+  hsmEvent(kind: string): void;
   /** Values read when the metrics are scraped. */
   gauge(name: string, help: string, read: () => number): void;
   count(name: string, help: string): (by?: number) => void;
@@ -25,6 +26,7 @@ export function createMetrics(): Metrics {
   const sizes = new Histogram({ name: 'cofre_commit_calls', help: 'Calls that shared a transaction.', labelNames: ['role'], buckets: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], registers: [registry] });
   const disturbances = new Counter({ name: 'cofre_commit_disturbed_total', help: 'Transactions that did not commit at once, by what became of them.', labelNames: ['role', 'kind'], registers: [registry] });
   const connections = new Counter({ name: 'cofre_tls_events_total', help: 'Events of the TLS listeners.', labelNames: ['kind'], registers: [registry] });
+  const hsmEvents = new Counter({ name: 'cofre_hsm_events_total', help: 'Events of the HSM and of its keys.', labelNames: ['kind'], registers: [registry] });
   return {
     registry,
     answered: (action, outcome, durationSeconds) => requests.observe({ operation: action, outcome }, durationSeconds),
@@ -35,6 +37,7 @@ export function createMetrics(): Metrics {
     },
     disturbed: (role, kind) => disturbances.inc({ role, kind }),
     connection: (kind) => connections.inc({ kind }),
+    hsmEvent: (kind) => hsmEvents.inc({ kind }),
     gauge(name, help, read) {
       // prom-client calls `collect` with the metric as `this`.
       // eslint-disable-next-line no-new -- registers itself

@@ -2,6 +2,7 @@
 import { join, resolve } from 'node:path';
 import { Client, Pool } from 'pg';
 import type { ClientConfig } from 'pg';
+import type { Entry } from '../../audit/entry.ts';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { openKeyring } from '../../hsm/keyring.ts';
 import { hardenProcess } from '../../platform-adapters/linux/hardening.ts';
@@ -53,6 +54,9 @@ export interface ServeOptions {
   readonly print: (line: string) => void;
 }
 
+/** Events of the key layer that belong in the log: a key came to be, the HSM went or came, somebody turned a counter back. */
+const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
+
 /** The version that `/openapi.json` states. */
 const apiVersion = '1.0.0';
 
@@ -95,7 +99,14 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   const tenantRows = await prepareDatabase(adminUrl, roleFile, config);
   const roleConnection = (role: 'tokenize' | 'detokenize') => connectionFor(role, { adminUrl, file: roleFile });
 
-  // Keys.
+  // Keys. What happens to them is an entry as well; before there is a writer, such entries wait for it.
+  const keyEvents: Entry[] = [];
+  let recordKeyEvent = (entry: Entry): void => void keyEvents.push(entry);
+  const onKeyEvent = (level: 'info' | 'warn') => (event: string, fields: Readonly<Record<string, string | number | boolean>>) => {
+    log[level](event, typeof fields['kind'] === 'string' ? { kind: fields['kind'] } : {});
+    metrics.hsmEvent(event);
+    if (auditedKeyEvents.has(event)) recordKeyEvent({ action: event.startsWith('hsm') ? 'hsm.state' : 'key.event', at: now(), outcome: level === 'info' ? 'allowed' : 'failed', detail: { event, ...(typeof fields['version'] === 'number' ? { version: fields['version'] } : {}) } });
+  };
   const keyPool = new Pool({ ...roleConnection(config.roles.includes('tokenize') ? 'tokenize' : 'detokenize'), max: 2, application_name: 'cofre keys' });
   keyPool.on('error', () => undefined);
   stack.defer(() => keyPool.end());
@@ -108,6 +119,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
     store: postgresKeyStore(keyPool),
     now,
     maxAwayMs: milliseconds(config.hsm.max_away),
+    log: { info: onKeyEvent('info'), warn: onKeyEvent('warn') },
     uses: ['sign-log', ...(config.roles.includes('tokenize') ? (['seal'] as const) : []), ...(config.roles.includes('detokenize') ? (['open'] as const) : [])],
   });
   stack.defer(() => keyring.close());
@@ -143,6 +155,9 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
     const writer = tokenizing ?? detokenizing;
     await writer?.commit(operation);
   };
+
+  recordKeyEvent = (entry) => void record({ kind: 'entry', entry }).catch((error: unknown) => log.error('a key event could not be recorded', { error: describe(error) }));
+  for (const entry of keyEvents.splice(0)) recordKeyEvent(entry);
 
   // Listeners.
   const serverOptions = (tls: TlsListener): ServerOptions => ({
