@@ -3,6 +3,8 @@ import { parseArgs } from 'node:util';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ConfigError, loadConfig } from '../config.ts';
+import { stringify as toYaml } from 'yaml';
+import { configurationReference } from '../config-reference.ts';
 import { initialize } from './init.ts';
 import { serve } from './serve.ts';
 
@@ -10,6 +12,7 @@ const usage = `cofre <command> [options]
 
   serve   run the appliance (npm start does it for you)
   init    make the vault's keys inside the HSM, from one reviewed file
+  config  print the configuration in force, or what every key means
 
   --home DIR      state of the vault; default COFRE_HOME, else .cofre beside the package
   --config FILE   configuration; default cofre.config.yaml in the home, else the defaults of development
@@ -27,6 +30,10 @@ standard error. SIGHUP reloads policies, certificates and the revocation list. D
 Makes every key of the ceremony file inside the HSM and reports what was made. Refuses if any label exists already. The user PIN
 is read from the file that hsm.pin_file names; docs/configuration.md shows a ceremony file.
 `,
+  config: `cofre config [--reference | --json] [--home DIR] [--config FILE]
+
+Prints the configuration in force, defaults included, as YAML or JSON; with --reference, what every key means, as Markdown.
+`,
 };
 
 /** Runs one command. @returns the exit code. */
@@ -43,7 +50,7 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   }
   let values;
   try {
-    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, help: { type: 'boolean' } } }));
+    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, reference: { type: 'boolean' }, help: { type: 'boolean' } } }));
   } catch {
     process.stderr.write(`cofre ${command}: an option is not understood; cofre ${command} --help lists them\n`);
     return 2;
@@ -61,6 +68,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
         return 2;
       }
       await initialize({ home, config, file: resolve(values.ceremony), json: values.json === true, print: (line) => process.stdout.write(`${line}\n`) });
+    } else if (command === 'config') {
+      process.stdout.write(values.reference === true ? configurationReference() : values.json === true ? `${JSON.stringify(config, null, 2)}\n` : toYaml(config));
     } else {
       await serve({ home, config, env, print: (line) => process.stdout.write(`${line}\n`) });
     }
