@@ -84,7 +84,8 @@ t.test('a vault whose starter is killed outright is told to stop', async (t) => 
   await until(() => tell().length > 0)
   child.kill('SIGKILL')
   await until(() => tell().includes('stopped'))
-  t.same(tell().slice(1), ['SIGTERM', 'stopped'])
+  // The kernel may say it once for each thread of the starter that dies.
+  t.same([...new Set(tell().slice(1))], ['SIGTERM', 'stopped'])
   await until(() => !lives(Number(tell()[0]!.split('|')[0])))
 })
 
