@@ -63,6 +63,8 @@ export interface ServerOptions {
 }
 
 const unknownRoute: RouteFacts = { action: 'unknown_route', cards: 'none', maxBodyBytes: 16 * 1024, audited: true };
+/** How long a client may read the answer to what was no request. */
+const lingerMs = 1000;
 /** These come from the commit itself: nothing could be written then, and trying again would only add to the load. */
 const unwritten: ReadonlySet<ErrorCode> = new Set(['store_unavailable', 'audit_unavailable', 'outcome_unknown', 'overloaded']);
 const traceparent = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/u;
@@ -73,7 +75,16 @@ export function createServer(options: ServerOptions): FastifyInstance {
   let draining = false;
 
   const app = Fastify({
-    https: tls.serverOptions(),
+    https: {
+      ...tls.serverOptions(),
+      // Given here and not by Fastify's option, which sets the one without the other: a late body would then be waited for as long as a late
+      // head, a minute. Node looks for late requests each half minute unless told to.
+      requestTimeout: options.requestTimeoutMs,
+      headersTimeout: options.requestTimeoutMs,
+      connectionsCheckingInterval: Math.min(1000, options.requestTimeoutMs),
+      // `identify` refuses a request without Host, in the words of the API.
+      requireHostHeader: false,
+    },
     logger: false,
     genReqId: () => randomUUID(),
     requestIdHeader: false,
@@ -94,11 +105,15 @@ export function createServer(options: ServerOptions): FastifyInstance {
       const { problem } = renderProblem(new VaultError('invalid_request'), randomUUID());
       const body = JSON.stringify(problem);
       socket.end(`HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`);
+      // Not at once, or what the client still sends would have its answer thrown away; but a client that never ends its side would hold on for ever.
+      setTimeout(() => socket.destroy(), lingerMs).unref();
     },
     frameworkErrors(error, request, reply) {
       void answerUnrouted(error, request as FastifyRequest, reply as FastifyReply);
     },
   });
+  // RFC 9110 section 10.1.1 lets an unknown expectation pass. Node would answer it by itself, past every hook.
+  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response));
   tls.attach(app.server);
   app.decorateRequest('call', null as unknown as Call);
   app.decorateRequest('taken', null);
@@ -125,6 +140,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
       reply.header('connection', 'close');
       throw new VaultError('not_authorized', { cause: new Error(`the certificate is ${standing}`) });
     }
+    // RFC 9112 section 3.2.
+    if (request.raw.headers.host === undefined && request.raw.httpVersion === '1.1') throw new VaultError('invalid_request');
     // A card number in the URL or a header is a string already, beyond wiping: it is refused, and named nowhere.
     if (holdsCardNumber(request.raw.url ?? '') || headersHoldCardNumber(request)) throw new VaultError('pan_in_other_field');
     // Bodies where none belongs are wiped as well: a client may send a card anywhere.
