@@ -91,7 +91,7 @@ export class ApiClient {
   }
 
   /** A TLS connection of its own, for whoever writes HTTP by hand. Closed with the client. */
-  async connect(extra: ConnectionOptions = {}): Promise<TLSSocket> {
+  async connect(extra: ConnectionOptions & { allowHalfOpen?: boolean } = {}): Promise<TLSSocket> {
     const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
     const socket = connect({ host: '127.0.0.1', servername: 'localhost', port: this.#options.port, ca: this.#options.authority, ...this.#options.credentials, ...extra });
     this.#sockets.add(socket);

@@ -323,7 +323,7 @@ function launch(args: readonly string[], env: Readonly<Record<string, string>>):
   // setpriv becomes the appliance: it is told to stop when this process dies, however it dies.
   return spawn('setpriv', ['--pdeathsig', 'TERM', '--', process.execPath, '--disable-sigusr1', join(root, 'vault/bin/cofre.ts'), ...args], {
     cwd: root,
-    env: { ...inherited, ...env },
+    env: { ...inherited, MALLOC_PERTURB_: '90', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
 }
