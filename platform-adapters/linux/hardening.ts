@@ -27,19 +27,25 @@ interface Addon {
 /** docker/set-up.js compiles it there from hardening.c. */
 const ADDON = fileURLToPath(new URL('../../node_modules/.cofre/hardening.node', import.meta.url))
 
+/** mallopt(3), M_PERTURB: the C library reads it once, when the process begins. docker/find-node.js says what it is for. */
+const FREED_MEMORY_IS_OVERWRITTEN = process.env['MALLOC_PERTURB_'] !== undefined
+
 /** Options of Node that open the memory to a debugger or write parts of it to disk. */
 const UNSAFE_OPTION = /^--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof$|trace-event|perf-)/
 
 /**
  * Takes this process's memory out of reach of others and of the disk, verifies it, and returns what it found: no core files, undumpable, no new privileges.
- * Called once at start, before any secret is read; calling it again changes nothing. Child processes inherit the core limit and no-new-privileges.
+ * Called once at start, before any secret is read; it runs once. Child processes inherit the core limit and no-new-privileges.
  *
- * @throws one clear line: the addon is missing or the kernel refused, an inspector is open or could be opened (SIGUSR1), an option of Node would write memory to disk, or memory could be swapped out and `swap` is `refuse`.
+ * @throws one clear line: the addon is missing or the kernel refused, freed memory is not overwritten, an inspector is open or could be opened (SIGUSR1), an option of Node would write memory to disk, or memory could be swapped out and `swap` is `refuse`.
  */
 export function hardenProcess(options: HardeningOptions): HardeningReport {
   const unsafe = unsafeOption(process.execArgv, process.env['NODE_OPTIONS'])
   if (unsafe !== null) throw new Error(`Node's option ${unsafe} would open or write out the memory of the vault: start without it`)
   if (inspector.url() !== undefined) throw new Error('a debugger is listening: the vault does not start with one')
+  if (!FREED_MEMORY_IS_OVERWRITTEN) throw new Error('Node was started without MALLOC_PERTURB_, so freed memory would keep what it held: start with npm start or npx cofre')
+  // PostgreSQL, our child in development, has no use for it.
+  delete process.env['MALLOC_PERTURB_']
   if (!process.execArgv.includes('--disable-sigusr1')) throw new Error('Node was started without --disable-sigusr1, so a signal could open a debugger: start with npm start or npx cofre')
 
   if (!existsSync(ADDON)) throw new Error('the hardening addon is not built: run npm start, or node docker/bootstrap.js set-up')

@@ -36,7 +36,7 @@ export async function startReal(folder: string, options: { readonly dumpable?: b
   // Without root, only a dumpable process's memory can be searched.
   if (options.dumpable === true) writeFileSync(join(folder, 'cofre.config.yaml'), 'hardening:\n  dumpable: true\n');
   const [api, admin, telemetry] = await freePorts(3);
-  const env = { ...process.env, COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
+  const env = { ...process.env, MALLOC_PERTURB_: '90', COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
   const child = await startServer(['--disable-sigusr1', vaultProgram, 'serve'], env, /^cofre ready /, join(folder, 'bench-server.log'));
   return { name: 'real', pid: child.pid!, port: api!, folder, telemetryPort: telemetry!, tlsFiles: (caller) => tlsFilesIn(join(folder, 'pki'), caller), stop: () => stopServer(child) };
 }

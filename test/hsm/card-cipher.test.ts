@@ -67,7 +67,7 @@ t.test('whatever is sealed opens again to the same bytes', (t) => {
 })
 
 t.test('a sealed PAN has 57 bytes whatever its length, with the format and the key id in front', (t) => {
-  for (const digits of ['411111111111', '4111111111111111', '4111111111111111110']) {
+  for (const digits of ['411111111111', '4111111111111111', '4111111111111111000']) {
     const sealed = seal('pan', Buffer.from(digits), { tenant: 'acme', cardId: randomBytes(16) })
     t.equal(sealed.length, 57)
     t.equal(sealed.toString('hex', 0, 5), '0101020304')

@@ -14,11 +14,11 @@ export interface Import {
 export const RULES: readonly { readonly from: RegExp; readonly files: readonly string[]; readonly packages: readonly string[] }[] = [
   { from: /^vault\/bin\//, files: ['vault/', 'hsm/', 'audit/', 'platform-adapters/', 'network-policy/', 'compliance/'], packages: ['pg', 'pino', 'yaml', 'prom-client'] },
   // Pure: they import Node's own modules, and one another.
-  { from: /^vault\/(pan|body|token|card-scan|sensitive-fields|token-view)\.ts$/, files: ['vault/'], packages: [] },
-  { from: /^vault\/(server|routes|schemas)\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts'], packages: ['fastify', '@fastify/swagger', '@fastify/type-provider-typebox', 'typebox'] },
-  { from: /^vault\/policy\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts'], packages: ['@cedar-policy/cedar-wasm'] },
-  { from: /^vault\/config\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts'], packages: ['yaml', 'typebox'] },
-  { from: /^vault\//, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts'], packages: [] },
+  { from: /^vault\/(pan|body|token|card-scan|sensitive-fields|token-view)\.ts$/, files: ['vault/', 'hsm/secret-bytes.ts'], packages: [] },
+  { from: /^vault\/(server|routes|schemas)\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts'], packages: ['fastify', '@fastify/swagger', '@fastify/type-provider-typebox', 'typebox'] },
+  { from: /^vault\/policy\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts'], packages: ['@cedar-policy/cedar-wasm'] },
+  { from: /^vault\/config(-reference)?\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts'], packages: ['yaml', 'typebox'] },
+  { from: /^vault\//, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts'], packages: [] },
   { from: /^hsm\/pkcs11\.ts$/, files: ['hsm/'], packages: ['pkcs11js'] },
   { from: /^hsm\/ceremony\.ts$/, files: ['hsm/'], packages: ['yaml'] },
   { from: /^hsm\//, files: ['hsm/'], packages: [] },

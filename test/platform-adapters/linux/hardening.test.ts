@@ -16,7 +16,7 @@ function harden(options: { flags?: string[]; options?: object; after?: string; e
     } catch (error) {
       console.log(error.message)
     }`
-  const run = spawnSync(process.execPath, [...(options.flags ?? ['--disable-sigusr1']), '--input-type=module', '-e', source], { encoding: 'utf8', env: { ...process.env, ...options.env } })
+  const run = spawnSync(process.execPath, [...(options.flags ?? ['--disable-sigusr1']), '--input-type=module', '-e', source], { encoding: 'utf8', env: { ...process.env, MALLOC_PERTURB_: '90', ...options.env } })
   return run.stdout.trim()
 }
 
@@ -37,6 +37,7 @@ t.test('hardening twice changes nothing, and the memory search may leave the pro
 
 t.test('a process that a signal, an option or a debugger could open is refused', async (t) => {
   t.match(harden({ flags: [] }), /^Node was started without --disable-sigusr1/)
+  t.match(harden({ env: { MALLOC_PERTURB_: undefined } }), /^Node was started without MALLOC_PERTURB_/)
   t.match(harden({ flags: ['--disable-sigusr1', '--heapsnapshot-signal=SIGUSR2'] }), /^Node's option --heapsnapshot-signal would/)
   t.match(harden({ env: { NODE_OPTIONS: '--report-on-signal' } }), /^Node's option --report-on-signal would/)
   t.match(harden({ after: `;(await import('node:inspector')).open(0); try { hardenProcess({ swap: 'warn' }) } catch (error) { console.log(error.message) } process.exit()` }), /^a debugger is listening/)
