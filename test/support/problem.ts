@@ -27,6 +27,9 @@ const contract: Readonly<Record<string, readonly [status: number, retryable: boo
   internal: [500, false],
 };
 
+/** Every code of the contract. */
+export const contractCodes: readonly string[] = Object.keys(contract);
+
 const uuid = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/u;
 
 /** What is wrong with `reply` as the problem of `code`; null where nothing is. */
