@@ -6,6 +6,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import { hardened } from '../../docker/find-node.js';
 import { createDevelopmentPki } from '../../platform-adapters/pki/development.ts';
 import { startEmbedded } from '../../platform-adapters/postgres/embedded.ts';
 
@@ -36,8 +37,8 @@ export async function startReal(folder: string, options: { readonly dumpable?: b
   // Without root, only a dumpable process's memory can be searched.
   if (options.dumpable === true) writeFileSync(join(folder, 'cofre.config.yaml'), 'hardening:\n  dumpable: true\n');
   const [api, admin, telemetry] = await freePorts(3);
-  const env = { ...process.env, MALLOC_PERTURB_: '90', COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
-  const child = await startServer(['--disable-sigusr1', vaultProgram, 'serve'], env, /^cofre ready /, join(folder, 'bench-server.log'));
+  const env = { ...process.env, COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
+  const child = await startServer(hardened(process.execPath, [vaultProgram, 'serve']), env, /^cofre ready /, join(folder, 'bench-server.log'));
   return { name: 'real', pid: child.pid!, port: api!, folder, telemetryPort: telemetry!, tlsFiles: (caller) => tlsFilesIn(join(folder, 'pki'), caller), stop: () => stopServer(child) };
 }
 
@@ -56,7 +57,7 @@ export async function startBare(folder: string, options: BareOptions): Promise<T
   try {
     const [port] = await freePorts(1);
     const env = { ...process.env, BARE_DATABASE_URL: postgres.adminUrl, BARE_PKI: pki, BARE_PORT: String(port), BARE_POOL: String(options.pool), BARE_PROCESSES: String(options.processes) };
-    const child = await startServer([fileURLToPath(new URL('bare-server.ts', import.meta.url))], env, /^bare ready /, join(folder, 'bench-server.log'));
+    const child = await startServer([process.execPath, fileURLToPath(new URL('bare-server.ts', import.meta.url))], env, /^bare ready /, join(folder, 'bench-server.log'));
     const stop = async (): Promise<void> => {
       await stopServer(child);
       await postgres.stop();
@@ -72,9 +73,9 @@ function tlsFilesIn(pki: string, caller: string): { ca: string; cert: string; ke
   return { ca: join(pki, 'ca.pem'), cert: join(pki, `${caller}.pem`), key: join(pki, `${caller}.key`) };
 }
 
-async function startServer(args: string[], env: NodeJS.ProcessEnv, ready: RegExp, logFile: string): Promise<ChildProcess> {
+async function startServer([program, ...args]: string[], env: NodeJS.ProcessEnv, ready: RegExp, logFile: string): Promise<ChildProcess> {
   // Detached: Ctrl-C reaches this process only, which then stops the server in order.
-  const child = spawn(process.execPath, args, { cwd: repository, env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
+  const child = spawn(program!, args, { cwd: repository, env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
   const log = createWriteStream(logFile);
   child.stdout.pipe(log, { end: false });
   child.stderr.pipe(log, { end: false });

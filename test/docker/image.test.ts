@@ -18,7 +18,7 @@ t.test('all that the image copies is there, and the build context lets it throug
 
 t.test('the image compiles and starts as set-up and launcher do', async (t) => {
   const launcher = readFileSync(join(ROOT, 'docker/find-node.js'), 'utf8')
-  const flags = JSON.parse(/HARDENING_FLAGS = (\[.*\])/.exec(launcher)![1]!.replaceAll("'", '"')) as string[]
+  const flags = [...launcher.matchAll(/_FLAGS = (\[.*\])/g)].flatMap(([, list]) => JSON.parse(list!.replaceAll("'", '"')) as string[])
   const prelude = /'(ulimit -c 0; .*?exec) "\$@"'/.exec(launcher)![1]!
   t.match(dockerfile, `${prelude} node ${flags.join(' ')} vault/bin/cofre.ts`)
   const compiler = /spawnSync\('cc', \[(.*?), '-I'/.exec(readFileSync(join(ROOT, 'docker/set-up.js'), 'utf8'))![1]!.replaceAll(/[',]/g, '')

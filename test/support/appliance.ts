@@ -8,6 +8,7 @@ import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { hardened } from '../../docker/find-node.js';
 import { createDevelopmentPki, type DevelopmentPki } from '../../platform-adapters/pki/development.ts';
 import { ApiClient, type Transcript } from './api-client.ts';
 import type { FreshDatabase } from './database.ts';
@@ -287,6 +288,11 @@ export class Appliance {
   }
 }
 
+/** What a person reads on standard error: every line that is no JSON message. */
+export function plainLines(text: string): string[] {
+  return text.split('\n').filter((line) => line !== '' && !line.startsWith('{'));
+}
+
 /** Resolves once `condition` holds, looking every 20 ms. @throws Error after half a minute, naming `what` did not come. */
 export async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
   for (let tries = 0; tries < 1500; tries += 1) {
@@ -321,9 +327,9 @@ function launch(args: readonly string[], env: Readonly<Record<string, string>>):
   const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => ['PATH', 'HOME', 'LANG', 'TMPDIR'].includes(name)));
   mkdirSync(env['COFRE_HOME'] ?? root, { recursive: true });
   // setpriv becomes the appliance: it is told to stop when this process dies, however it dies.
-  return spawn('setpriv', ['--pdeathsig', 'TERM', '--', process.execPath, '--disable-sigusr1', join(root, 'vault/bin/cofre.ts'), ...args], {
+  return spawn('setpriv', ['--pdeathsig', 'TERM', '--', ...hardened(process.execPath, [join(root, 'vault/bin/cofre.ts'), ...args])], {
     cwd: root,
-    env: { ...inherited, MALLOC_PERTURB_: '90', ...env },
+    env: { ...inherited, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
 }
