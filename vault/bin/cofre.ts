@@ -43,7 +43,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     process.stdout.write(usage);
     return command === undefined ? 2 : 0;
   }
-  const text = help[command];
+  // Of its own: `cofre toString` is no command either.
+  const text = Object.hasOwn(help, command) ? help[command] : undefined;
   if (text === undefined) {
     process.stderr.write(`cofre: there is no command of that name; cofre --help lists them\n`);
     return 2;
