@@ -11,7 +11,7 @@ interface Schema {
   readonly type?: string;
   readonly properties?: Readonly<Record<string, Schema>>;
   readonly required?: readonly string[];
-  readonly enum?: readonly unknown[];
+  readonly enum?: readonly string[];
   readonly const?: unknown;
   readonly additionalProperties?: unknown;
   readonly examples?: readonly unknown[];

@@ -84,6 +84,7 @@ export class Appliance {
   #out = '';
   #err = '';
   #telemetryPort = 0;
+  #destroyed = false;
   /** Where the output of the current run begins. */
   #mark = { out: 0, err: 0 };
 
@@ -158,6 +159,7 @@ export class Appliance {
 
   /** Starts it and resolves to null once it is ready, or to how it ended before. */
   async launch(env: Readonly<Record<string, string>> = {}): Promise<Ended | null> {
+    if (this.#destroyed) throw new Error('the test is over');
     this.#telemetryPort = await freePort();
     this.#mark = { out: this.#out.length, err: this.#err.length };
     const { database } = this.#options;
@@ -250,6 +252,7 @@ export class Appliance {
 
   /** Ends whatever still runs and removes the home. */
   async destroy(): Promise<void> {
+    this.#destroyed = true;
     this.closeClients();
     if (this.#child !== null) {
       this.signal('SIGTERM');
@@ -327,7 +330,7 @@ function launch(args: readonly string[], env: Readonly<Record<string, string>>):
   const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => ['PATH', 'HOME', 'LANG', 'TMPDIR'].includes(name)));
   mkdirSync(env['COFRE_HOME'] ?? root, { recursive: true });
   // setpriv becomes the appliance: it is told to stop when this process dies, however it dies.
-  return spawn('setpriv', ['--pdeathsig', 'TERM', '--', ...hardened(process.execPath, [join(root, 'vault/bin/cofre.ts'), ...args])], {
+  return spawn('setpriv', ['--pdeathsig', 'TERM', '--', ...(hardened(process.execPath, [join(root, 'vault/bin/cofre.ts'), ...args]) as string[])], {
     cwd: root,
     env: { ...inherited, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
