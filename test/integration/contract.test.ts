@@ -319,6 +319,16 @@ for (const reuse of [true, false]) {
   });
 }
 
+await t.test('one Idempotency-Key at the same moment with a name for a known card gets one answer', async (t) => {
+  const pan = newCard();
+  const { token } = await tokenize(checkout, { pan });
+  const many = appliance.client('checkout', { connections: 48 });
+  await Promise.all(Array.from({ length: 48 }, () => many.get('/openapi.json')));
+  const replies = await Promise.all(Array.from({ length: 48 }, () => many.post('/v1/tokenize', { pan, cardholder: 'RITA' }, { 'idempotency-key': 'moment-name' })));
+  t.same([...new Set(replies.map((reply) => `${reply.status} ${String(reply.json()['token'])}`))], [`200 ${token}`]);
+  t.equal((await open(token))['cardholder'], 'RITA');
+});
+
 await t.test('an Idempotency-Key with another request is a conflict, whatever differs', async (t) => {
   const pan = newCard();
   const key = { 'idempotency-key': 'conflict-1' };
