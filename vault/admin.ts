@@ -23,7 +23,7 @@ export function addAdminRoutes(app: FastifyInstance, deps: AdminDeps): void {
     if (call.caller === null) throw new VaultError('not_authorized');
     const administer = deps.policy.decide(call.caller, 'administer', null);
     const decision = administer.allowed ? administer : deps.policy.decide(call.caller, 'audit_read', null);
-    if (!decision.allowed) throw new VaultError('not_authorized');
+    if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision } });
     await deps.record({ kind: 'entry', entry: entryOf(call, { action: facts.action, decision }) });
     return deps.status();
   });

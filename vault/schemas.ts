@@ -59,7 +59,7 @@ const tokenMembers = {
   status: Status,
   card_id: Type.String({ description: 'The card\'s own name, the same for all its tokens, stable for life.' }),
   brand: Type.String(),
-  bin: Nullable(Type.String({ description: 'The first six digits; absent for card numbers below 15 digits.' })),
+  bin: Type.Optional(Type.String({ description: 'The first six digits; absent for card numbers below 15 digits.' })),
   last4: Type.String(),
   length: Type.Integer({ description: 'Digits of the card number.' }),
   expiry: Nullable(Type.String()),

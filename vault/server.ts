@@ -173,15 +173,17 @@ export function createServer(options: ServerOptions): FastifyInstance {
   async function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
     request.taken?.[Symbol.dispose]();
     discardBody(request.raw);
+    const facts = factsOf(request);
+    const call = request.call as Call | null;
     if (error instanceof RequestAborted) {
+      // Nobody is there to be answered, but the log knows of the call.
       request.outcomeCode = 'invalid_request';
       reply.hijack();
       request.raw.destroy();
+      if (facts.audited && call !== null) await options.recordRefusal(call, facts.action, new VaultError('invalid_request')).catch((failure: unknown) => observer.failed(request.id, failure));
       return;
     }
-    const facts = factsOf(request);
     let refusal = toVaultError(error);
-    const call = request.call as Call | null;
     if (facts.audited && !refusal.recorded && !unwritten.has(refusal.code) && call !== null) {
       try {
         await options.recordRefusal(call, facts.action, refusal);

@@ -12,7 +12,8 @@ export interface TokenView {
   readonly status: EffectiveStatus;
   readonly card_id: string;
   readonly brand: string;
-  readonly bin: string | null;
+  /** Absent for card numbers below 15 digits (PCI SSC FAQ 1091). */
+  readonly bin?: string;
   readonly last4: string;
   readonly length: number;
   /** YYYY-MM. */
@@ -40,7 +41,7 @@ export function viewOf(row: TokenRow, now: Date): TokenView {
     status: effectiveStatus(row, now),
     card_id: cardIdText(row.cardId),
     brand: row.brand,
-    bin: row.bin,
+    ...(row.bin === null ? {} : { bin: row.bin }),
     last4: row.last4,
     length: row.panLength,
     expiry: expiryText(row.expiry),

@@ -62,7 +62,8 @@ export interface TokenizeOperation {
 }
 
 export type TokenizeOutcome =
-  | { readonly kind: 'token'; readonly row: TokenRow; readonly created: boolean }
+  /** `replayed`: an earlier call with this Idempotency-Key did it, and this one wrote nothing. */
+  | { readonly kind: 'token'; readonly row: TokenRow; readonly created: boolean; readonly replayed?: true }
   | { readonly kind: 'refused'; readonly code: ErrorCode }
   /** The card is known and a cardholder's name was given, which must be sealed for that card. Nothing was written. */
   | { readonly kind: 'known_card'; readonly cardId: Buffer }
@@ -258,7 +259,7 @@ async function replay(tx: ClientBase, slots: readonly Slot[], since: Date): Prom
     const row = rows.find((candidate) => candidate.tenantId === tenant.id && candidate.token === key.token);
     if (key.requestMac.length !== requestMac.length || !timingSafeEqual(key.requestMac, requestMac)) slot.outcome = { kind: 'refused', code: 'idempotency_conflict' };
     else if (row === undefined || !row.fingerprint.equals(slot.item.card.fingerprint) || !rowIsGenuine(tenant, row)) slot.outcome = { kind: 'refused', code: 'internal' };
-    else slot.outcome = { kind: 'token', row, created: key.created };
+    else slot.outcome = { kind: 'token', row, created: key.created, replayed: true };
   }
 }
 
@@ -313,7 +314,7 @@ function tokenizeEntry(operation: TokenizeOperation, outcome: TokenizeOutcome): 
   const { call, decision } = operation;
   switch (outcome.kind) {
     case 'token':
-      return entryOf(call, { action: 'tokenize', decision, tokens: [{ outcome: outcome.created ? 'created' : 'known', token: outcome.row.token }] });
+      return entryOf(call, { action: 'tokenize', decision, tokens: [{ outcome: outcome.replayed === true ? 'replayed' : outcome.created ? 'created' : 'known', token: outcome.row.token }] });
     case 'refused':
       return entryOf(call, { action: 'tokenize', decision, code: outcome.code });
     case 'known_card':

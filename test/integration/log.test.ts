@@ -84,7 +84,7 @@ await t.test('calls of every kind are made', async (t) => {
   await ask('two-uris', 'POST', '/v1/tokenize', { body: { pan: cards.visa } }, refusedTokenize('not_authorized'));
   const key = { 'idempotency-key': 'log-1' };
   await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa }, headers: key }, known);
-  await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa }, headers: key }, known);
+  await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa }, headers: key }, { ...known, tokens: [{ outcome: 'replayed', token }] });
   await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.amex }, headers: key }, refusedTokenize('idempotency_conflict', { policies: tokenizes }));
 
   // Validate and metadata.
@@ -115,7 +115,7 @@ await t.test('calls of every kind are made', async (t) => {
   await ask('checkout', 'GET', '/v1/%zz', {}, { action: 'unknown_route', outcome: 'refused', code: 'invalid_request' });
   await ask('checkout', 'GET', `/v1/tokens/${cards.visa}`, {}, { action: 'metadata', outcome: 'refused', code: 'pan_in_other_field' });
   await ask('auditor on admin', 'GET', '/v1/status', {}, { action: 'status', outcome: 'allowed', policies: ['auditor-reads-the-log'] });
-  await ask('checkout on admin', 'GET', '/v1/status', {}, { action: 'status', outcome: 'refused', code: 'not_authorized' });
+  await ask('checkout on admin', 'GET', '/v1/status', {}, { action: 'status', outcome: 'refused', code: 'not_authorized', policies: [] });
   await ask('checkout', 'GET', '/openapi.json', {});
   t.pass();
 });
@@ -133,6 +133,16 @@ await t.test('a row that somebody changed fails the call and not the vault, and 
   isProblem(t, await ask('getnet', 'POST', '/v1/detokenize', { body: { token: tampered, purpose: 'capture' } }, { action: 'detokenize', policies: detokenizes, purpose: 'capture', ...failed, ...named(tampered) }), 'internal');
   const authorized = { action: 'detokenize', policies: detokenizes, purpose: 'capture' };
   isProblem(t, await ask('getnet', 'POST', '/v1/detokenize', { body: { token: damaged, purpose: 'capture' } }, { ...authorized, outcome: 'allowed', tokens: [{ outcome: 'authorized', token: damaged }] }, { ...authorized, ...failed, ...named(damaged) }), 'internal');
+});
+
+await t.test('a call that its client cut off is an entry, though nobody was answered', async (t) => {
+  const cutOff = async (): Promise<number> => (await readLog(appliance)).filter(({ value }) => value['action'] === 'tokenize' && value['code'] === 'invalid_request' && !expected.has(value['request'] as string)).length;
+  t.equal(await cutOff(), 0);
+  const socket = await clients['checkout']!.connect();
+  socket.write(`POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"pan":"${cards.visa}"`);
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  socket.destroy();
+  await until(async () => (await cutOff()) === 1, 'the entry');
 });
 
 await t.test('a revoked caller is named in the entry of its refusal', async (t) => {
