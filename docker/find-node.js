@@ -47,6 +47,10 @@ const MEMORY_FLAGS = ['--max-semi-space-size=8']
  *
  * MALLOC_PERTURB_ (mallopt(3), M_PERTURB) has the C library overwrite memory when it is freed. OpenSSL frees the buffers in which it decrypts requests as they are: without it, one to three
  * card numbers of 10,000 were left in every third run.
+ *
+ * @param {string} node
+ * @param {string[]} args
+ * @returns {string[]}
  */
 export function hardened(node, args) {
   return ['/bin/sh', '-c', 'ulimit -c 0; umask 077; MALLOC_PERTURB_=90 MALLOC_ARENA_MAX=2 exec "$@"', 'sh', node, ...HARDENING_FLAGS, ...MEMORY_FLAGS, ...args]

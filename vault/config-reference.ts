@@ -50,7 +50,6 @@ function rows(schema: TSchema, at: string): string[] {
 }
 
 function defaultText(value: unknown): string {
-  if (typeof value !== 'object') return `\`${String(value)}\``;
-  const text = JSON.stringify(value);
+  const text = typeof value === 'string' ? value : (JSON.stringify(value) ?? '');
   return `\`${text.length > 120 ? `${text.slice(0, 117)}…` : text}\``;
 }

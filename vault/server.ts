@@ -180,7 +180,12 @@ export function createServer(options: ServerOptions): FastifyInstance {
       request.outcomeCode = 'invalid_request';
       reply.hijack();
       request.raw.destroy();
-      if (facts.audited && call !== null) await options.recordRefusal(call, facts.action, new VaultError('invalid_request')).catch((failure: unknown) => observer.failed(request.id, failure));
+      if (!facts.audited || call === null) return;
+      try {
+        await options.recordRefusal(call, facts.action, new VaultError('invalid_request'));
+      } catch (recordError) {
+        observer.failed(request.id, recordError);
+      }
       return;
     }
     let refusal = toVaultError(error);
