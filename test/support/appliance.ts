@@ -330,7 +330,7 @@ function launch(args: readonly string[], env: Readonly<Record<string, string>>):
   const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => ['PATH', 'HOME', 'LANG', 'TMPDIR'].includes(name)));
   mkdirSync(env['COFRE_HOME'] ?? root, { recursive: true });
   // setpriv becomes the appliance: it is told to stop when this process dies, however it dies.
-  return spawn('setpriv', ['--pdeathsig', 'TERM', '--', ...(hardened(process.execPath, [join(root, 'vault/bin/cofre.ts'), ...args]) as string[])], {
+  return spawn('setpriv', ['--pdeathsig', 'TERM', '--', ...hardened(process.execPath, [join(root, 'vault/bin/cofre.ts'), ...args])], {
     cwd: root,
     env: { ...inherited, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
