@@ -189,6 +189,8 @@ export class GroupCommit<Operation, Outcome> {
     for (;;) {
       if (this.#queue.length === 0) {
         if (this.#closing) break;
+        // A lost session is replaced at once and not with the next call: while readiness says that the database is away, none may come.
+        if (this.#session?.alive() !== true && (await this.#haveSession())) continue;
         await new Promise<void>((resolve) => {
           this.#wake = resolve;
         });
@@ -446,35 +448,38 @@ export class GroupCommit<Operation, Outcome> {
     this.#awaySince ??= performance.now();
   }
 
+  /** Four times a second: refuses what has waited too long, and has the writer notice a session that was lost while nobody called. */
   #expire(): void {
+    if (this.#session !== null && !this.#session.alive()) this.#wake?.();
     const limit = performance.now() - this.#options.limits.maxWaitMs;
     while (this.#queue.length > 0 && this.#queue[0]!.since < limit) fail(this.#queue.shift()!, 'store_unavailable');
   }
 
   /**
-   * The stop entry tells that the chain ends here on purpose. One try: what keeps the database away must not keep the process from
-   * ending. If it cannot be written, or its COMMIT is not answered, the successor names an earlier batch instead, which is true as well.
+   * The stop entry tells that the chain ends here on purpose. Tried on the session and, should that turn out to be gone, on one new
+   * one: what keeps the database away must not keep the process from ending. If the entry cannot be written, or its COMMIT is not
+   * answered, the successor names an earlier batch instead, which is true as well.
    */
   async #stop(): Promise<void> {
-    try {
-      if (this.#session?.alive() !== true) {
+    const at = this.#options.now();
+    const batch = this.#chain.form([{ action: 'writer.stop', at, outcome: 'allowed', detail: { writer: this.#chain.name } }], at);
+    for (let tries = 0; tries < 2 && performance.now() <= this.#giveUpAt; tries += 1) {
+      try {
+        if (this.#session?.alive() !== true) await this.#connect();
+        const session = this.#session!;
+        await session.client.query(begin);
+        await this.#chain.append(session.client, batch);
+        await session.client.query('COMMIT');
+        this.#chain.committed(batch);
+        this.#options.onHead(this.#chain.head()!, true);
+        await session.end();
+        return;
+      } catch (error) {
+        this.#options.observer.disturbed('stop', error);
         this.#dropSession();
-        if (performance.now() > this.#giveUpAt) return;
-        await this.#connect();
       }
-      const { client } = this.#session!;
-      const at = this.#options.now();
-      const batch = this.#chain.form([{ action: 'writer.stop', at, outcome: 'allowed', detail: { writer: this.#chain.name } }], at);
-      await client.query(begin);
-      await this.#chain.append(client, batch);
-      await client.query('COMMIT');
-      this.#chain.committed(batch);
-      this.#options.onHead(this.#chain.head()!, true);
-      await this.#session!.end();
-    } catch (error) {
-      this.#options.observer.disturbed('stop', error);
-      this.#dropSession();
     }
+    this.#dropSession();
   }
 }
 
