@@ -190,7 +190,10 @@ export class GroupCommit<Operation, Outcome> {
       if (this.#queue.length === 0) {
         if (this.#closing) break;
         // A lost session is replaced at once and not with the next call: while readiness says that the database is away, none may come.
-        if (this.#session?.alive() !== true && (await this.#haveSession())) continue;
+        if (this.#session?.alive() !== true) {
+          await this.#haveSession();
+          continue;
+        }
         await new Promise<void>((resolve) => {
           this.#wake = resolve;
         });

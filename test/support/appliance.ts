@@ -207,6 +207,18 @@ export class Appliance {
     this.closeClients();
   }
 
+  /** Its embedded PostgreSQL: the server and all its processes. */
+  postgresPids(): number[] {
+    const server = Number.parseInt(readFileSync(join(this.home, 'postgres/cluster/data/postmaster.pid'), 'utf8'), 10);
+    const children = readFileSync(`/proc/${server}/task/${server}/children`, 'utf8').trim().split(' ').map(Number);
+    return [server, ...children.filter((pid) => pid > 0)];
+  }
+
+  /** Kills the server of its embedded PostgreSQL where it stands; the server's processes notice and end by themselves. */
+  killPostgres(): void {
+    process.kill(this.postgresPids()[0]!, 'SIGKILL');
+  }
+
   /** Starts it again, after `stop` or `kill9`, or after a stop of its own. */
   async restart(): Promise<void> {
     if (this.#child !== null) await this.stop();

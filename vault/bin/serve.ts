@@ -7,10 +7,10 @@ import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { openKeyring } from '../../hsm/keyring.ts';
 import { hardenProcess } from '../../platform-adapters/linux/hardening.ts';
 import { adminConnection, assertDurable, connectionFor, databaseOf } from '../../platform-adapters/postgres/connect.ts';
-import { startEmbedded } from '../../platform-adapters/postgres/embedded.ts';
 import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts';
 import { migrate } from '../../platform-adapters/postgres/migrate.ts';
 import { ensureRoles } from '../../platform-adapters/postgres/roles.ts';
+import { superviseEmbedded } from '../../platform-adapters/postgres/supervisor.ts';
 import { ensureTenants } from '../../platform-adapters/postgres/tenants.ts';
 import { createWriterConnector } from '../../platform-adapters/postgres/writer-connector.ts';
 import { createTelemetry } from '../../platform-adapters/telemetry/listener.ts';
@@ -90,10 +90,9 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   // The database, and each role's own way into it.
   let adminUrl = env['DATABASE_URL'] ?? '';
   if (adminUrl === '') {
-    const embedded = await startEmbedded({ folder: path('postgres'), database: 'cofre' });
+    const embedded = await superviseEmbedded({ folder: path('postgres'), database: 'cofre' }, (event) => log.warn(event));
     stack.defer(() => embedded.stop());
     adminUrl = embedded.adminUrl;
-    void embedded.exited.then(() => log.warn('PostgreSQL has ended'));
   }
   const roleFile = path('secrets/database-roles.json');
   const tenantRows = await prepareDatabase(adminUrl, roleFile, config);

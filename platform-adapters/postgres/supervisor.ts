@@ -1,0 +1,55 @@
+/** Keeps the embedded PostgreSQL running: one that dies by itself, or is killed, is started again. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { startEmbedded, type EmbeddedOptions, type EmbeddedPostgres } from './embedded.ts'
+
+/** A PostgreSQL that comes back. Its address stays the same over every restart. */
+export interface SupervisedPostgres {
+  readonly adminUrl: string
+  /** Ends the supervision and the server. May be called again. */
+  stop(): Promise<void>
+}
+
+/** Time between attempts to start a server that ended. */
+const RESTART_PAUSE_MS = 500
+
+/**
+ * Starts PostgreSQL as {@link startEmbedded} does, and again whenever it ends without `stop` having been called, until it runs. Recovery from its WAL is PostgreSQL's own: what was committed is there.
+ *
+ * `report` is told of each end and each restart, in constant words.
+ *
+ * @throws what startEmbedded throws, at the first start only.
+ */
+export async function superviseEmbedded(options: EmbeddedOptions, report: (event: 'postgres_ended' | 'postgres_restarted' | 'postgres_not_restarted') => void): Promise<SupervisedPostgres> {
+  let current: EmbeddedPostgres = await startEmbedded(options)
+  let stopping = false
+  const { adminUrl } = current
+
+  const watched = (async () => {
+    for (;;) {
+      await current.exited
+      if (stopping) return
+      report('postgres_ended')
+      for (;;) {
+        try {
+          current = await startEmbedded(options)
+          break
+        } catch {
+          report('postgres_not_restarted')
+          await sleep(RESTART_PAUSE_MS)
+          if (stopping) return
+        }
+      }
+      report('postgres_restarted')
+      if (stopping) await current.stop()
+    }
+  })()
+
+  return {
+    adminUrl,
+    async stop() {
+      stopping = true
+      await current.stop()
+      await watched
+    },
+  }
+}

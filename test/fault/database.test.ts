@@ -1,0 +1,68 @@
+/** PostgreSQL lost in mid-load, in every way that it can be: nothing acknowledged is lost, and nothing is done twice. */
+import { Client } from 'pg';
+import t from 'tap';
+import { startAppliance, until } from '../support/appliance.ts';
+import { reckon, startCardLoad } from '../support/card-load.ts';
+
+const appliance = await startAppliance(t);
+
+async function asSuperuser<T>(work: (client: Client) => Promise<T>): Promise<T> {
+  const client = new Client({ connectionString: appliance.databaseUrl });
+  client.on('error', () => undefined);
+  await client.connect();
+  return await work(client).finally(() => client.end());
+}
+
+await t.test('sessions that the database ends, again and again, in mid-load', { timeout: 90_000 }, async (t) => {
+  const load = startCardLoad(appliance);
+  await until(() => load.acknowledged.size > 50, 'the load');
+  for (let round = 0; round < 8; round += 1) {
+    const before = load.acknowledged.size;
+    // A writer may just be without one.
+    await until(async () => {
+      const { rowCount } = await asSuperuser((client) => client.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ('cofre tokenize', 'cofre detokenize')"));
+      return (rowCount ?? 0) > 0;
+    }, 'a session to end');
+    await until(() => load.acknowledged.size > before + 20, 'the load to go on');
+  }
+  await load.stop();
+  await reckon(t, appliance, load);
+});
+
+await t.test('a backend killed outright, so that the whole server recovers, in mid-load', { timeout: 90_000 }, async (t) => {
+  const load = startCardLoad(appliance);
+  await until(() => load.acknowledged.size > 50, 'the load');
+  const before = load.acknowledged.size;
+  const pid = await asSuperuser(async (client) => (await client.query<{ pid: number }>("SELECT pid FROM pg_stat_activity WHERE application_name = 'cofre tokenize' LIMIT 1")).rows[0]!.pid);
+  process.kill(pid, 'SIGKILL');
+  await until(() => load.acknowledged.size > before + 50, 'the load to go on');
+  await load.stop();
+  await reckon(t, appliance, load);
+});
+
+await t.test('the server killed outright in mid-load is started again, and the load goes on', { timeout: 90_000 }, async (t) => {
+  const load = startCardLoad(appliance);
+  await until(() => load.acknowledged.size > 50, 'the load');
+  const before = load.acknowledged.size;
+  appliance.killPostgres();
+  await appliance.untilMessage((message) => message['msg'] === 'postgres_restarted');
+  await until(() => load.acknowledged.size > before + 50, 'the load to go on');
+  await load.stop();
+  await reckon(t, appliance, load);
+});
+
+await t.test('a database that is away is said to be, and comes back', { timeout: 90_000 }, async (t) => {
+  const ready = async (): Promise<{ ok: boolean; database: { ok: boolean }; hsm: { ok: boolean } }> => (await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as never;
+  const frozen = appliance.postgresPids();
+  for (const pid of frozen) process.kill(pid, 'SIGSTOP');
+  const late = appliance.client('checkout').post('/v1/validate', { token: 'x' });
+  await until(async () => !(await ready()).database.ok, 'the database to be missed');
+  t.equal((await ready()).hsm.ok, true, 'the HSM is told apart');
+  const reply = await late;
+  t.equal(reply.status, 503);
+  t.match(String(reply.json()['code']), /^(store_unavailable|outcome_unknown)$/u);
+  t.ok(Number(reply.headers['retry-after']) > 0);
+  for (const pid of frozen) process.kill(pid, 'SIGCONT');
+  await until(async () => (await ready()).ok, 'the database to be back');
+  t.equal((await appliance.client('checkout').post('/v1/validate', { token: 'x' })).status, 200);
+});
