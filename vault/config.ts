@@ -106,15 +106,15 @@ export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): 
     throw new ConfigError(`${file}: is not YAML: ${(error as Error).message.split('\n')[0] ?? ''}`);
   }
   const config = Value.Default(ConfigSchema, given);
+  if (!Value.Check(ConfigSchema, config)) {
+    const [first] = Value.Errors(ConfigSchema, config);
+    throw new ConfigError(`${file}: ${explain(first)}`);
+  }
   for (const [variable, key] of [['COFRE_API_PORT', 'api_port'], ['COFRE_ADMIN_PORT', 'admin_port'], ['COFRE_TELEMETRY_PORT', 'telemetry_port']] as const) {
     const value = env[variable];
     if (value === undefined || value === '') continue;
     if (!/^[0-9]{1,5}$/u.test(value) || Number(value) > 65535) throw new ConfigError(`${variable}: is not a port`);
-    (config as { listeners: Record<string, number> }).listeners[key] = Number(value);
-  }
-  if (!Value.Check(ConfigSchema, config)) {
-    const [first] = Value.Errors(ConfigSchema, config);
-    throw new ConfigError(`${file}: ${explain(first)}`);
+    config.listeners[key] = Number(value);
   }
   if (config.profile === 'production') refuseDevelopment(config, file);
   return config;
