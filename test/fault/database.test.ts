@@ -10,7 +10,11 @@ async function asSuperuser<T>(work: (client: Client) => Promise<T>): Promise<T> 
   const client = new Client({ connectionString: appliance.databaseUrl });
   client.on('error', () => undefined);
   await client.connect();
-  return await work(client).finally(() => client.end());
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
 }
 
 await t.test('sessions that the database ends, again and again, in mid-load', { timeout: 90_000 }, async (t) => {
