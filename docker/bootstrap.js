@@ -1,20 +1,20 @@
 #!/usr/bin/env node
 // What every npm script of this repository calls: sets up what is missing, then runs the real thing under Node 24.
 // Plain JavaScript, no dependencies: on a fresh machine nothing else is there yet, and Node may be as old as 20.
-import { chmodSync, existsSync, mkdirSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { chmodSync, existsSync, mkdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 
-if (process.platform !== 'linux') fail('Cofre runs on Linux only')
-if (Number(process.versions.node.split('.')[0]) < 20) fail(`Cofre needs Node 20 or newer to set itself up, this is ${process.versions.node}`)
+if (process.platform !== 'linux') fail('Cofre runs on Linux only');
+if (Number(process.versions.node.split('.')[0]) < 20) fail(`Cofre needs Node 20 or newer to set itself up, this is ${process.versions.node}`);
 
 // Imported after the checks, so that an older Node says the line above rather than a syntax error.
-const { ROOT, hardened, refuseNodeOptions } = await import('./find-node.js')
-const { setUp, SetUpError } = await import('./set-up.js')
-const { run } = await import('./run.js')
+const { ROOT, hardened, refuseNodeOptions } = await import('./find-node.js');
+const { setUp, SetUpError } = await import('./set-up.js');
+const { run } = await import('./run.js');
 
-const bin = (name) => join(ROOT, 'node_modules', '.bin', name)
-const [name, ...args] = process.argv.slice(2)
-const home = resolve(process.env.COFRE_HOME || join(ROOT, '.cofre'))
+const bin = (name) => join(ROOT, 'node_modules', '.bin', name);
+const [name, ...args] = process.argv.slice(2);
+const home = resolve(process.env.COFRE_HOME || join(ROOT, '.cofre'));
 
 /** Each command: whether it needs SoftHSM, whether it keeps state, and its command line under the Node that was found. Tests make state of their own. */
 const COMMANDS = {
@@ -25,40 +25,40 @@ const COMMANDS = {
   check: { hsm: false, line: (node) => [node, bin('tsc'), '-p', ROOT, ...args] },
   lint: { hsm: false, line: (node) => [node, bin('oxlint'), '--type-aware', ...args] },
   'set-up': { hsm: true, line: () => null },
-}
+};
 
-const command = Object.hasOwn(COMMANDS, name ?? '') ? COMMANDS[name] : fail(`usage: node docker/bootstrap.js ${Object.keys(COMMANDS).join('|')} [arguments]`)
+const command = Object.hasOwn(COMMANDS, name ?? '') ? COMMANDS[name] : fail(`usage: node docker/bootstrap.js ${Object.keys(COMMANDS).join('|')} [arguments]`);
 if (name === 'start') {
-  const refusal = refuseNodeOptions()
-  if (refusal !== null) fail(refusal)
-  makeHome()
+  const refusal = refuseNodeOptions();
+  if (refusal !== null) fail(refusal);
+  makeHome();
 }
 
-let node
+let node;
 try {
-  node = setUp(command)
+  node = setUp(command);
 } catch (error) {
-  if (error instanceof SetUpError) fail(error.message)
-  throw error
+  if (error instanceof SetUpError) fail(error.message);
+  throw error;
 }
-const line = command.line(node)
+const line = command.line(node);
 if (line !== null) {
-  process.chdir(ROOT)
-  process.exitCode = await run(line, command.state ? { ...process.env, COFRE_HOME: home } : process.env)
+  process.chdir(ROOT);
+  process.exitCode = await run(line, command.state ? { ...process.env, COFRE_HOME: home } : process.env);
 }
 
 /** Others may pass through the state folder but not list it: PostgreSQL, where it may not run as root, must reach its own part. Every secret in it is private by itself. */
 function makeHome() {
-  if (existsSync(home)) return
+  if (existsSync(home)) return;
   try {
-    mkdirSync(home, { recursive: true })
-    chmodSync(home, 0o711)
+    mkdirSync(home, { recursive: true });
+    chmodSync(home, 0o711);
   } catch {
-    fail(`the state folder ${home} cannot be made: set COFRE_HOME to a folder of your own`)
+    fail(`the state folder ${home} cannot be made: set COFRE_HOME to a folder of your own`);
   }
 }
 
 function fail(line) {
-  console.error(line)
-  process.exit(1)
+  console.error(line);
+  process.exit(1);
 }

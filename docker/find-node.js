@@ -1,46 +1,46 @@
 // Plain JavaScript for Node 20 and up, without dependencies: it runs before anything is installed.
-import { existsSync } from 'node:fs'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 
 /** The clone (or image) that this file lies in. */
-export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)))
+export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 
 /** Node runs TypeScript by itself, stably and without a warning, from 24.12. */
-const OLDEST = [24, 12]
+const OLDEST = [24, 12];
 
 /**
  * What every process that may hold card numbers is started with. Node opens its inspector on SIGUSR1, and whoever can send that signal could then read the memory.
  */
-export const HARDENING_FLAGS = ['--disable-sigusr1']
+export const HARDENING_FLAGS = ['--disable-sigusr1'];
 
 /** Options that open the process's memory to others or write it to disk. NODE_OPTIONS reaches every Node below us, so they are refused there. */
-const UNSAFE_OPTION = /--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof\b|trace-event|perf-)/
+const UNSAFE_OPTION = /--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof\b|trace-event|perf-)/;
 
 /** Returns the folder of the npm package that carries Node 24 for this machine. */
 export function nodePackage() {
-  return join(ROOT, 'node_modules', `node-linux-${process.arch}`)
+  return join(ROOT, 'node_modules', `node-linux-${process.arch}`);
 }
 
 /** Returns the path of a Node that runs TypeScript: this one, or the one that npm installed; null if there is none yet. */
 export function findNode() {
-  const [major, minor] = process.versions.node.split('.').map(Number)
-  if (major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])) return process.execPath
-  const installed = join(nodePackage(), 'bin', 'node')
-  return existsSync(installed) ? installed : null
+  const [major, minor] = process.versions.node.split('.').map(Number);
+  if (major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])) return process.execPath;
+  const installed = join(nodePackage(), 'bin', 'node');
+  return existsSync(installed) ? installed : null;
 }
 
 /** Returns one line that says why these NODE_OPTIONS are refused, or null. */
 export function refuseNodeOptions(options = process.env.NODE_OPTIONS ?? '') {
-  const found = UNSAFE_OPTION.exec(options.replaceAll('_', '-'))
-  return found === null ? null : `NODE_OPTIONS contains ${found[0]}…, which would open or write out the memory of the vault: unset it`
+  const found = UNSAFE_OPTION.exec(options.replaceAll('_', '-'));
+  return found === null ? null : `NODE_OPTIONS contains ${found[0]}…, which would open or write out the memory of the vault: unset it`;
 }
 
 /**
  * Keeps the vault's memory small and flat: V8's young generation grows to 96 MiB otherwise, and the C library gives each thread an arena of its own. Resident after 180,000 calls, 201 MiB with both,
  * 342 MiB with neither, at the same throughput.
  */
-const MEMORY_FLAGS = ['--max-semi-space-size=8']
+const MEMORY_FLAGS = ['--max-semi-space-size=8'];
 
 /**
  * Returns a command line that runs Node without core dumps, with files private unless said otherwise. Ends in exec: the pid is Node's own.
@@ -53,5 +53,5 @@ const MEMORY_FLAGS = ['--max-semi-space-size=8']
  * @returns {string[]}
  */
 export function hardened(node, args) {
-  return ['/bin/sh', '-c', 'ulimit -c 0; umask 077; MALLOC_PERTURB_=90 MALLOC_ARENA_MAX=2 exec "$@"', 'sh', node, ...HARDENING_FLAGS, ...MEMORY_FLAGS, ...args]
+  return ['/bin/sh', '-c', 'ulimit -c 0; umask 077; MALLOC_PERTURB_=90 MALLOC_ARENA_MAX=2 exec "$@"', 'sh', node, ...HARDENING_FLAGS, ...MEMORY_FLAGS, ...args];
 }

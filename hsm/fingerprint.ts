@@ -1,7 +1,7 @@
 // Fingerprints: HMAC-SHA-256 (FIPS 198-1, RFC 2104) of the whole PAN under a key of its own, so that the same card is found again. They never leave the vault.
-import { createHmac } from 'node:crypto'
-import type { KeyObject } from 'node:crypto'
-import { secretBytes } from './secret-bytes.ts'
+import { createHmac } from 'node:crypto';
+import type { KeyObject } from 'node:crypto';
+import { secretBytes } from './secret-bytes.ts';
 
 /**
  * Computes fingerprints for the tenants of one key domain: 32 bytes, the caller's, = HMAC-SHA-256(fingerprint key, UTF-8(tenant) || 0x00 || digits).
@@ -9,22 +9,22 @@ import { secretBytes } from './secret-bytes.ts'
  * promise in direct custody: await it. Throws HsmError `unavailable`.
  */
 export interface Fingerprint {
-  compute(tenant: string, digits: Uint8Array): Buffer | Promise<Buffer>
+  compute(tenant: string, digits: Uint8Array): Buffer | Promise<Buffer>;
 }
 
 /** What is fed to the fingerprint key to derive the key that authenticates token rows. It has no zero byte, as every fingerprint input has: the two never meet. */
-export const ROW_MAC_LABEL: Buffer = Buffer.from('cofre/token-row/v1', 'utf8')
+export const ROW_MAC_LABEL: Buffer = Buffer.from('cofre/token-row/v1', 'utf8');
 
 function prefixes(): (tenant: string) => Buffer {
-  const known = new Map<string, Buffer>()
+  const known = new Map<string, Buffer>();
   return (tenant) => {
-    let prefix = known.get(tenant)
+    let prefix = known.get(tenant);
     if (prefix === undefined) {
-      prefix = Buffer.from(`${tenant}\0`, 'utf8')
-      known.set(tenant, prefix)
+      prefix = Buffer.from(`${tenant}\0`, 'utf8');
+      known.set(tenant, prefix);
     }
-    return prefix
-  }
+    return prefix;
+  };
 }
 
 /**
@@ -33,29 +33,29 @@ function prefixes(): (tenant: string) => Buffer {
  * blocks, which would need the raw key in the heap for 3 %.
  */
 export function envelopeFingerprint(key: KeyObject, gate: () => void): Fingerprint {
-  const prefixOf = prefixes()
+  const prefixOf = prefixes();
   return {
     compute(tenant, digits) {
-      gate()
-      return createHmac('sha256', key).update(prefixOf(tenant)).update(digits).digest()
+      gate();
+      return createHmac('sha256', key).update(prefixOf(tenant)).update(digits).digest();
     },
-  }
+  };
 }
 
 /** Fingerprints inside the HSM: `hmac` is HMAC-SHA-256 under the domain's fingerprint key there. The joined input is wiped. */
 export function directFingerprint(hmac: (message: Uint8Array) => Promise<Buffer>): Fingerprint {
-  const prefixOf = prefixes()
+  const prefixOf = prefixes();
   return {
     async compute(tenant, digits) {
-      const prefix = prefixOf(tenant)
-      const message = secretBytes(prefix.length + digits.length)
-      message.set(prefix)
-      message.set(digits, prefix.length)
+      const prefix = prefixOf(tenant);
+      const message = secretBytes(prefix.length + digits.length);
+      message.set(prefix);
+      message.set(digits, prefix.length);
       try {
-        return await hmac(message)
+        return await hmac(message);
       } finally {
-        message.fill(0)
+        message.fill(0);
       }
     },
-  }
+  };
 }

@@ -1,27 +1,27 @@
 // The registry of data and fingerprint keys: its rows, what their MAC and their encryption cover, and the store that keeps them.
-import { timingSafeEqual } from 'node:crypto'
-import { HsmError } from './errors.ts'
+import { timingSafeEqual } from 'node:crypto';
+import { HsmError } from './errors.ts';
 
-export type KeyKind = 'data' | 'fingerprint'
+export type KeyKind = 'data' | 'fingerprint';
 /** `active` keys are in use or readable; a `retired` one only opens what it sealed; a `destroyed` one has lost its material. */
-export type KeyState = 'active' | 'retired' | 'destroyed'
+export type KeyState = 'active' | 'retired' | 'destroyed';
 
 /** One key of one domain. `material` is a stored form (see `encodeEncrypted`, `encodeLabel`); `mac` is the control key's over everything else. */
 export interface KeyRow {
   /** 1 to 2^32 - 1, unique for ever: it stands in every sealed value. */
-  readonly keyId: number
-  readonly kind: KeyKind
-  readonly domain: string
+  readonly keyId: number;
+  readonly kind: KeyKind;
+  readonly domain: string;
   /** From 1, without gaps for a (kind, domain); the highest is the current one. */
-  readonly version: number
-  readonly state: KeyState
-  readonly material: Buffer
+  readonly version: number;
+  readonly state: KeyState;
+  readonly material: Buffer;
   /** Millisecond precision. */
-  readonly createdAt: Date
+  readonly createdAt: Date;
   /** From 1; each change of the row raises it. */
-  readonly rowVersion: number
+  readonly rowVersion: number;
   /** 32 bytes. */
-  readonly mac: Buffer
+  readonly mac: Buffer;
 }
 
 /**
@@ -34,65 +34,65 @@ export interface KeyRow {
  */
 export interface KeyStore {
   /** A key id that was never handed out before and never will be again. Gaps are fine. */
-  reserveKeyId(): Promise<number>
+  reserveKeyId(): Promise<number>;
   /** Inserts the row with no seals leased. False, and no change, where that (kind, domain, version) exists. */
-  insertKey(row: KeyRow): Promise<boolean>
+  insertKey(row: KeyRow): Promise<boolean>;
   /** The row of the highest version of that kind and domain, whatever its state, or null where there is none. */
-  latestKey(kind: KeyKind, domain: string): Promise<KeyRow | null>
+  latestKey(kind: KeyKind, domain: string): Promise<KeyRow | null>;
   /** The row with that id, or null. */
-  keyById(keyId: number): Promise<KeyRow | null>
+  keyById(keyId: number): Promise<KeyRow | null>;
   /** Adds `count` to the seals leased of that data key and returns the new sum; null, and no change, where the sum would exceed `limit` or the key is not active. */
-  leaseSeals(keyId: number, count: number, limit: number): Promise<number | null>
+  leaseSeals(keyId: number, count: number, limit: number): Promise<number | null>;
 }
 
 /** The greatest key id: it must fit the four bytes that a sealed value has for it. */
-export const MAX_KEY_ID = 0xffffffff
+export const MAX_KEY_ID = 0xffffffff;
 
-const STORED_ENCRYPTED = 1
-const STORED_LABEL = 2
+const STORED_ENCRYPTED = 1;
+const STORED_LABEL = 2;
 
 /** What a row's material says about its key: encrypted key bytes under a version of the domain key, or the label of an object in the HSM. */
-export type Material = { readonly form: 'encrypted'; readonly domainKeyVersion: number; readonly encrypted: Buffer } | { readonly form: 'label'; readonly label: string }
+export type Material = { readonly form: 'encrypted'; readonly domainKeyVersion: number; readonly encrypted: Buffer } | { readonly form: 'label'; readonly label: string };
 
 /** Stored form 1, envelope custody: 0x01 (1) || domain key version (2, big-endian) || iv (12) || ciphertext (32) || tag (16) = 63 bytes. */
 export function encodeEncrypted(domainKeyVersion: number, encrypted: Buffer): Buffer {
-  if (encrypted.length !== 60) throw new HsmError('refused', 'an encrypted key has the wrong length')
-  const head = Buffer.alloc(3)
-  head[0] = STORED_ENCRYPTED
-  head.writeUInt16BE(domainKeyVersion, 1)
-  return Buffer.concat([head, encrypted])
+  if (encrypted.length !== 60) throw new HsmError('refused', 'an encrypted key has the wrong length');
+  const head = Buffer.alloc(3);
+  head[0] = STORED_ENCRYPTED;
+  head.writeUInt16BE(domainKeyVersion, 1);
+  return Buffer.concat([head, encrypted]);
 }
 
 /** Stored form 2, direct custody: 0x02 (1) || the label of the HSM object, UTF-8. */
 export function encodeLabel(label: string): Buffer {
-  return Buffer.concat([Buffer.from([STORED_LABEL]), Buffer.from(label, 'utf8')])
+  return Buffer.concat([Buffer.from([STORED_LABEL]), Buffer.from(label, 'utf8')]);
 }
 
 /** Reads either stored form. Throws HsmError `corrupt` for any other. */
 export function decodeMaterial(material: Buffer): Material {
   if (material[0] === STORED_ENCRYPTED && material.length === 63) {
-    return { form: 'encrypted', domainKeyVersion: material.readUInt16BE(1), encrypted: Buffer.from(material.subarray(3)) }
+    return { form: 'encrypted', domainKeyVersion: material.readUInt16BE(1), encrypted: Buffer.from(material.subarray(3)) };
   }
-  if (material[0] === STORED_LABEL && material.length > 1) return { form: 'label', label: material.toString('utf8', 1) }
-  throw new HsmError('corrupt', 'a key registry row has material of an unknown form')
+  if (material[0] === STORED_LABEL && material.length > 1) return { form: 'label', label: material.toString('utf8', 1) };
+  throw new HsmError('corrupt', 'a key registry row has material of an unknown form');
 }
 
 // Each field with its length before it: no two different lists of fields give the same bytes.
 function fields(...parts: readonly (string | number | Buffer)[]): Buffer {
-  const out: Buffer[] = []
+  const out: Buffer[] = [];
   for (const part of parts) {
-    let bytes: Buffer
+    let bytes: Buffer;
     if (typeof part === 'number') {
-      bytes = Buffer.alloc(8)
-      bytes.writeBigUInt64BE(BigInt(part))
+      bytes = Buffer.alloc(8);
+      bytes.writeBigUInt64BE(BigInt(part));
     } else {
-      bytes = typeof part === 'string' ? Buffer.from(part, 'utf8') : part
+      bytes = typeof part === 'string' ? Buffer.from(part, 'utf8') : part;
     }
-    const length = Buffer.alloc(4)
-    length.writeUInt32BE(bytes.length)
-    out.push(length, bytes)
+    const length = Buffer.alloc(4);
+    length.writeUInt32BE(bytes.length);
+    out.push(length, bytes);
   }
-  return Buffer.concat(out)
+  return Buffer.concat(out);
 }
 
 /**
@@ -100,7 +100,7 @@ function fields(...parts: readonly (string | number | Buffer)[]): Buffer {
  * another row does not open.
  */
 export function keyAad(key: Pick<KeyRow, 'kind' | 'keyId' | 'domain' | 'version'>): Buffer {
-  return fields('cofre/key/v1', STORED_ENCRYPTED, key.kind, key.keyId, key.domain, key.version)
+  return fields('cofre/key/v1', STORED_ENCRYPTED, key.kind, key.keyId, key.domain, key.version);
 }
 
 /**
@@ -112,12 +112,12 @@ export function keyAad(key: Pick<KeyRow, 'kind' | 'keyId' | 'domain' | 'version'
  * they do not open anything. A raised count only makes the next key come sooner.
  */
 export function macInput(row: Omit<KeyRow, 'mac'>): Buffer {
-  return fields('cofre/key-row/v1', row.keyId, row.kind, row.domain, row.version, row.state, row.material, row.createdAt.getTime(), row.rowVersion)
+  return fields('cofre/key-row/v1', row.keyId, row.kind, row.domain, row.version, row.state, row.material, row.createdAt.getTime(), row.rowVersion);
 }
 
 /** HMAC-SHA-256 under the control key, in the HSM: 32 bytes. */
 export interface ControlKey {
-  mac(message: Uint8Array): Promise<Buffer>
+  mac(message: Uint8Array): Promise<Buffer>;
 }
 
 /**
@@ -125,31 +125,31 @@ export interface ControlKey {
  * that no row was put back across restarts is for the log to show, which holds each row's latest version.
  */
 export class KeyRegistry {
-  readonly #store: KeyStore
-  readonly #control: ControlKey
-  readonly #now: () => Date
-  readonly #seenVersions = new Map<number, number>()
+  readonly #store: KeyStore;
+  readonly #control: ControlKey;
+  readonly #now: () => Date;
+  readonly #seenVersions = new Map<number, number>();
 
   constructor(store: KeyStore, control: ControlKey, now: () => Date) {
-    this.#store = store
-    this.#control = control
-    this.#now = now
+    this.#store = store;
+    this.#control = control;
+    this.#now = now;
   }
 
   /** The verified row of the highest version, or null. Throws HsmError `corrupt` for an edited row. */
   async latest(kind: KeyKind, domain: string): Promise<KeyRow | null> {
-    const row = await this.#store.latestKey(kind, domain)
-    if (row === null) return null
-    if (row.kind !== kind || row.domain !== domain) throw new HsmError('corrupt', 'the key registry returned another row than asked for')
-    return this.#verified(row)
+    const row = await this.#store.latestKey(kind, domain);
+    if (row === null) return null;
+    if (row.kind !== kind || row.domain !== domain) throw new HsmError('corrupt', 'the key registry returned another row than asked for');
+    return this.#verified(row);
   }
 
   /** The verified row with that id, or null. Throws HsmError `corrupt` for an edited row. */
   async byId(keyId: number): Promise<KeyRow | null> {
-    const row = await this.#store.keyById(keyId)
-    if (row === null) return null
-    if (row.keyId !== keyId) throw new HsmError('corrupt', 'the key registry returned another row than asked for')
-    return this.#verified(row)
+    const row = await this.#store.keyById(keyId);
+    if (row === null) return null;
+    if (row.keyId !== keyId) throw new HsmError('corrupt', 'the key registry returned another row than asked for');
+    return this.#verified(row);
   }
 
   /**
@@ -157,20 +157,20 @@ export class KeyRegistry {
    * `unmake` takes it back where another process was first. A crash in between leaves at most material that no row names.
    */
   async create(kind: KeyKind, domain: string, version: number, make: (keyId: number) => Promise<Buffer>, unmake: (material: Buffer) => Promise<void>): Promise<boolean> {
-    const keyId = await this.#store.reserveKeyId()
-    if (!Number.isInteger(keyId) || keyId < 1 || keyId > MAX_KEY_ID) throw new HsmError('exhausted', 'the key registry has no key ids left')
-    const material = await make(keyId)
-    const row: Omit<KeyRow, 'mac'> = { keyId, kind, domain, version, state: 'active', material, createdAt: this.#now(), rowVersion: 1 }
-    const inserted = await this.#store.insertKey({ ...row, mac: await this.#control.mac(macInput(row)) })
-    if (!inserted) await unmake(material)
-    return inserted
+    const keyId = await this.#store.reserveKeyId();
+    if (!Number.isInteger(keyId) || keyId < 1 || keyId > MAX_KEY_ID) throw new HsmError('exhausted', 'the key registry has no key ids left');
+    const material = await make(keyId);
+    const row: Omit<KeyRow, 'mac'> = { keyId, kind, domain, version, state: 'active', material, createdAt: this.#now(), rowVersion: 1 };
+    const inserted = await this.#store.insertKey({ ...row, mac: await this.#control.mac(macInput(row)) });
+    if (!inserted) await unmake(material);
+    return inserted;
   }
 
   async #verified(row: KeyRow): Promise<KeyRow> {
-    const mac = await this.#control.mac(macInput(row))
-    if (row.mac.length !== mac.length || !timingSafeEqual(row.mac, mac)) throw new HsmError('corrupt', 'a key registry row was edited')
-    if (row.rowVersion < (this.#seenVersions.get(row.keyId) ?? 0)) throw new HsmError('corrupt', 'a key registry row was put back to an earlier version')
-    this.#seenVersions.set(row.keyId, row.rowVersion)
-    return row
+    const mac = await this.#control.mac(macInput(row));
+    if (row.mac.length !== mac.length || !timingSafeEqual(row.mac, mac)) throw new HsmError('corrupt', 'a key registry row was edited');
+    if (row.rowVersion < (this.#seenVersions.get(row.keyId) ?? 0)) throw new HsmError('corrupt', 'a key registry row was put back to an earlier version');
+    this.#seenVersions.set(row.keyId, row.rowVersion);
+    return row;
   }
 }

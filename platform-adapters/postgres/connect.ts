@@ -1,11 +1,11 @@
-import type { ClientBase, ClientConfig } from 'pg'
-import { readRoleFile, roleName, type ProcessRole } from './roles.ts'
+import type { ClientBase, ClientConfig } from 'pg';
+import { readRoleFile, roleName, type ProcessRole } from './roles.ts';
 
 /** The oldest PostgreSQL that Cofre is tested to understand: 15 took CREATE on `public` from everybody. */
-const MIN_SERVER_VERSION = 150_000
+const MIN_SERVER_VERSION = 150_000;
 
 /** Stands in for the host where a URL names a socket folder by `?host=` and has none; WHATWG URLs refuse a user without a host. */
-const NO_HOST = 'socket.invalid'
+const NO_HOST = 'socket.invalid';
 
 /**
  * Returns how the administrator connects: `adminUrl` itself, with a name that shows in `pg_stat_activity`.
@@ -13,8 +13,8 @@ const NO_HOST = 'socket.invalid'
  * @throws one clear line, without the URL (it holds a password), if it is not a PostgreSQL URL that names a database.
  */
 export function adminConnection(adminUrl: string): ClientConfig {
-  databaseOf(adminUrl)
-  return { connectionString: adminUrl, application_name: 'cofre owner' }
+  databaseOf(adminUrl);
+  return { connectionString: adminUrl, application_name: 'cofre owner' };
 }
 
 /**
@@ -23,15 +23,15 @@ export function adminConnection(adminUrl: string): ClientConfig {
  * @throws if the URL is malformed, or the file is absent or does not know the role.
  */
 export function connectionFor(role: ProcessRole, options: { adminUrl: string; file: string }): ClientConfig {
-  const url = parse(options.adminUrl)
-  const name = roleName(databaseOf(options.adminUrl), role)
-  const password = readRoleFile(options.file).get(name)
-  if (password === undefined) throw new Error(`${options.file} has no password for the database role ${name}: start a process with the admin role first`)
-  url.username = encodeURIComponent(name)
-  url.password = encodeURIComponent(password)
-  url.searchParams.delete('user')
-  url.searchParams.delete('password')
-  return { connectionString: print(url), application_name: `cofre ${role}` }
+  const url = parse(options.adminUrl);
+  const name = roleName(databaseOf(options.adminUrl), role);
+  const password = readRoleFile(options.file).get(name);
+  if (password === undefined) throw new Error(`${options.file} has no password for the database role ${name}: start a process with the admin role first`);
+  url.username = encodeURIComponent(name);
+  url.password = encodeURIComponent(password);
+  url.searchParams.delete('user');
+  url.searchParams.delete('password');
+  return { connectionString: print(url), application_name: `cofre ${role}` };
 }
 
 /**
@@ -40,9 +40,9 @@ export function connectionFor(role: ProcessRole, options: { adminUrl: string; fi
  * @throws one clear line, without the URL, if it is malformed or names none.
  */
 export function databaseOf(adminUrl: string): string {
-  const name = decodeURIComponent(parse(adminUrl).pathname.slice(1))
-  if (name === '') throw new Error('the database URL names no database')
-  return name
+  const name = decodeURIComponent(parse(adminUrl).pathname.slice(1));
+  if (name === '') throw new Error('the database URL names no database');
+  return name;
 }
 
 /**
@@ -51,9 +51,9 @@ export function databaseOf(adminUrl: string): string {
  * @throws as {@link databaseOf}.
  */
 export function withDatabase(adminUrl: string, database: string): string {
-  const url = parse(adminUrl)
-  url.pathname = `/${encodeURIComponent(database)}`
-  return print(url)
+  const url = parse(adminUrl);
+  url.pathname = `/${encodeURIComponent(database)}`;
+  return print(url);
 }
 
 /**
@@ -67,21 +67,21 @@ export async function assertDurable(client: ClientBase): Promise<void> {
   const result = await client.query<{ version: number; fsync: string; full_page_writes: string; synchronous_commit: string }>(
     `SELECT current_setting('server_version_num')::int AS version, current_setting('fsync') AS fsync,
             current_setting('full_page_writes') AS full_page_writes, current_setting('synchronous_commit') AS synchronous_commit`,
-  )
-  const server = result.rows[0]!
-  if (server.version < MIN_SERVER_VERSION) throw new Error(`PostgreSQL ${Math.floor(server.version / 10_000)} is too old: Cofre needs 15 or newer`)
+  );
+  const server = result.rows[0]!;
+  if (server.version < MIN_SERVER_VERSION) throw new Error(`PostgreSQL ${Math.floor(server.version / 10_000)} is too old: Cofre needs 15 or newer`);
   for (const setting of ['fsync', 'full_page_writes', 'synchronous_commit'] as const) {
-    if (server[setting] === 'off') throw new Error(`PostgreSQL runs with ${setting}=off, so acknowledged tokens could be lost: set it to on`)
+    if (server[setting] === 'off') throw new Error(`PostgreSQL runs with ${setting}=off, so acknowledged tokens could be lost: set it to on`);
   }
 }
 
 function parse(adminUrl: string): URL {
   // `postgresql://user:password@/database?host=/folder` is the usual way to name a socket.
-  const url = URL.parse(adminUrl.replace(/^(postgres(?:ql)?:\/\/[^/@]*@)\//, `$1${NO_HOST}/`))
-  if (url === null || (url.protocol !== 'postgres:' && url.protocol !== 'postgresql:')) throw new Error('the database URL is not of the form postgresql://user:password@host:5432/database')
-  return url
+  const url = URL.parse(adminUrl.replace(/^(postgres(?:ql)?:\/\/[^/@]*@)\//, `$1${NO_HOST}/`));
+  if (url === null || (url.protocol !== 'postgres:' && url.protocol !== 'postgresql:')) throw new Error('the database URL is not of the form postgresql://user:password@host:5432/database');
+  return url;
 }
 
 function print(url: URL): string {
-  return url.href.replace(`@${NO_HOST}/`, '@/')
+  return url.href.replace(`@${NO_HOST}/`, '@/');
 }

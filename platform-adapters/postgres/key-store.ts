@@ -1,23 +1,23 @@
 // The key registry in PostgreSQL: the keyring's KeyStore, one function a statement.
-import type { ClientBase, Pool } from 'pg'
-import type { KeyKind, KeyRow, KeyState, KeyStore } from '../../hsm/key-registry.ts'
+import type { ClientBase, Pool } from 'pg';
+import type { KeyKind, KeyRow, KeyState, KeyStore } from '../../hsm/key-registry.ts';
 
 /** A Pool, or a Client that nothing else uses inside a transaction. */
-type Queryable = Pool | ClientBase
+type Queryable = Pool | ClientBase;
 
 interface StoredKey {
-  key_id: string // bigint: pg gives text
-  kind: KeyKind
-  domain: string
-  version: number
-  state: KeyState
-  material: Buffer
-  created_at: Date
-  row_version: string
-  mac: Buffer
+  key_id: string; // bigint: pg gives text
+  kind: KeyKind;
+  domain: string;
+  version: number;
+  state: KeyState;
+  material: Buffer;
+  created_at: Date;
+  row_version: string;
+  mac: Buffer;
 }
 
-const columns = 'key_id, kind, domain, version, state, material, created_at, row_version, mac'
+const columns = 'key_id, kind, domain, version, state, material, created_at, row_version, mac';
 
 /**
  * The registry in the table `key_registry` (migration 0002). Each call is one statement in a transaction of its own, durable when it resolves unless
@@ -31,13 +31,13 @@ export function postgresKeyStore(db: Queryable): KeyStore {
     latestKey: (kind, domain) => selectLatestKey(db, kind, domain),
     keyById: (keyId) => selectKeyById(db, keyId),
     leaseSeals: (keyId, count, limit) => leaseSeals(db, keyId, count, limit),
-  }
+  };
 }
 
 // 2200H sequence_generator_limit_exceeded after 2^32 - 1 ids: the sequence does not cycle.
 async function reserveKeyId(db: Queryable): Promise<number> {
-  const { rows } = await db.query<{ key_id: string }>(`SELECT nextval('key_ids') AS key_id`, [])
-  return Number(rows[0]!.key_id)
+  const { rows } = await db.query<{ key_id: string }>(`SELECT nextval('key_ids') AS key_id`, []);
+  return Number(rows[0]!.key_id);
 }
 
 async function insertKey(db: Queryable, row: KeyRow): Promise<boolean> {
@@ -47,18 +47,18 @@ async function insertKey(db: Queryable, row: KeyRow): Promise<boolean> {
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
      ON CONFLICT (kind, domain, version) DO NOTHING`,
     [row.keyId, row.kind, row.domain, row.version, row.state, row.material, row.createdAt.toISOString(), row.rowVersion, row.mac],
-  )
-  return rowCount === 1
+  );
+  return rowCount === 1;
 }
 
 async function selectLatestKey(db: Queryable, kind: KeyKind, domain: string): Promise<KeyRow | null> {
-  const { rows } = await db.query<StoredKey>(`SELECT ${columns} FROM key_registry WHERE kind = $1 AND domain = $2 ORDER BY version DESC LIMIT 1`, [kind, domain])
-  return rowOf(rows[0])
+  const { rows } = await db.query<StoredKey>(`SELECT ${columns} FROM key_registry WHERE kind = $1 AND domain = $2 ORDER BY version DESC LIMIT 1`, [kind, domain]);
+  return rowOf(rows[0]);
 }
 
 async function selectKeyById(db: Queryable, keyId: number): Promise<KeyRow | null> {
-  const { rows } = await db.query<StoredKey>(`SELECT ${columns} FROM key_registry WHERE key_id = $1`, [keyId])
-  return rowOf(rows[0])
+  const { rows } = await db.query<StoredKey>(`SELECT ${columns} FROM key_registry WHERE key_id = $1`, [keyId]);
+  return rowOf(rows[0]);
 }
 
 async function leaseSeals(db: Queryable, keyId: number, count: number, limit: number): Promise<number | null> {
@@ -68,12 +68,12 @@ async function leaseSeals(db: Queryable, keyId: number, count: number, limit: nu
       WHERE key_id = $1 AND kind = 'data' AND state = 'active' AND leased_seals + $2::bigint <= $3::bigint
       RETURNING leased_seals`,
     [keyId, count, limit],
-  )
-  return rows[0] === undefined ? null : Number(rows[0].leased_seals)
+  );
+  return rows[0] === undefined ? null : Number(rows[0].leased_seals);
 }
 
 function rowOf(stored: StoredKey | undefined): KeyRow | null {
-  if (stored === undefined) return null
+  if (stored === undefined) return null;
   return {
     keyId: Number(stored.key_id),
     kind: stored.kind,
@@ -84,5 +84,5 @@ function rowOf(stored: StoredKey | undefined): KeyRow | null {
     createdAt: stored.created_at,
     rowVersion: Number(stored.row_version),
     mac: stored.mac,
-  }
+  };
 }

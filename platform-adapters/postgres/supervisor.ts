@@ -1,16 +1,16 @@
 /** Keeps the embedded PostgreSQL running: one that dies by itself, or is killed, is started again. */
-import { setTimeout as sleep } from 'node:timers/promises'
-import { startEmbedded, type EmbeddedOptions, type EmbeddedPostgres } from './embedded.ts'
+import { setTimeout as sleep } from 'node:timers/promises';
+import { startEmbedded, type EmbeddedOptions, type EmbeddedPostgres } from './embedded.ts';
 
 /** A PostgreSQL that comes back. Its address stays the same over every restart. */
 export interface SupervisedPostgres {
-  readonly adminUrl: string
+  readonly adminUrl: string;
   /** Ends the supervision and the server. May be called again. */
-  stop(): Promise<void>
+  stop(): Promise<void>;
 }
 
 /** Time between attempts to start a server that ended. */
-const RESTART_PAUSE_MS = 500
+const RESTART_PAUSE_MS = 500;
 
 /**
  * Starts PostgreSQL as {@link startEmbedded} does, and again whenever it ends without `stop` having been called, until it runs. Recovery from its WAL is PostgreSQL's own: what was committed is there.
@@ -20,36 +20,36 @@ const RESTART_PAUSE_MS = 500
  * @throws what startEmbedded throws, at the first start only.
  */
 export async function superviseEmbedded(options: EmbeddedOptions, report: (event: 'postgres_ended' | 'postgres_restarted' | 'postgres_not_restarted') => void): Promise<SupervisedPostgres> {
-  let current: EmbeddedPostgres = await startEmbedded(options)
-  let stopping = false
-  const { adminUrl } = current
+  let current: EmbeddedPostgres = await startEmbedded(options);
+  let stopping = false;
+  const { adminUrl } = current;
 
   const watched = (async () => {
     for (;;) {
-      await current.exited
-      if (stopping) return
-      report('postgres_ended')
+      await current.exited;
+      if (stopping) return;
+      report('postgres_ended');
       for (;;) {
         try {
-          current = await startEmbedded(options)
-          break
+          current = await startEmbedded(options);
+          break;
         } catch {
-          report('postgres_not_restarted')
-          await sleep(RESTART_PAUSE_MS)
-          if (stopping) return
+          report('postgres_not_restarted');
+          await sleep(RESTART_PAUSE_MS);
+          if (stopping) return;
         }
       }
-      report('postgres_restarted')
-      if (stopping) await current.stop()
+      report('postgres_restarted');
+      if (stopping) await current.stop();
     }
-  })()
+  })();
 
   return {
     adminUrl,
     async stop() {
-      stopping = true
-      await current.stop()
-      await watched
+      stopping = true;
+      await current.stop();
+      await watched;
     },
-  }
+  };
 }

@@ -23,7 +23,8 @@ export async function ensureTenants(client: ClientBase, tenants: readonly { read
   });
   return rows.map((row) => {
     const asked = tenants.find((tenant) => tenant.name === row.name);
-    if (asked !== undefined && asked.keyDomain !== row.key_domain) throw new Error(`tenant ${row.name} belongs to key domain ${row.key_domain}, not ${asked.keyDomain}: the configuration and the database disagree`);
+    if (asked !== undefined && asked.keyDomain !== row.key_domain)
+      throw new Error(`tenant ${row.name} belongs to key domain ${row.key_domain}, not ${asked.keyDomain}: the configuration and the database disagree`);
     return { id: row.tenant_id, name: row.name, keyDomain: row.key_domain };
   });
 }

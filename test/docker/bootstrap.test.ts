@@ -1,10 +1,10 @@
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
-import { dirname, join, resolve } from 'node:path'
-import t, { type Test } from 'tap'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import t, { type Test } from 'tap';
 
-const ROOT = resolve(import.meta.dirname, '../..')
+const ROOT = resolve(import.meta.dirname, '../..');
 
 /** A vault that does what the real one does with signals, slowly enough to be caught in the act. */
 const VAULT = `
@@ -13,150 +13,150 @@ const VAULT = `
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(name, () => { tell(name); setTimeout(() => { tell('stopped'); process.exit(0) }, 300) })
   tell([process.pid, process.version.split('.')[0], process.execArgv.join(' '), process.argv.slice(2).join(' '), process.env.COFRE_HOME].join('|'))
   setInterval(() => {}, 1000)
-`
+`;
 
 /** A small clone that is set up: our scripts, a link to each installed package, and a vault made of \`source\`. */
 function clone(t: Test, source = VAULT): { root: string; told: string; tell: () => string[] } {
-  const root = t.testdir({ vault: { bin: { 'cofre.ts': source } } })
-  for (const name of ['docker', 'platform-adapters/linux']) cpSync(join(ROOT, name), join(root, name), { recursive: true })
-  for (const name of ['package.json', 'package-lock.json']) cpSync(join(ROOT, name), join(root, name))
-  mkdirSync(join(root, 'node_modules/.cofre'), { recursive: true })
-  cpSync(join(ROOT, 'node_modules/.cofre'), join(root, 'node_modules/.cofre'), { recursive: true })
-  for (const name of ['pg', `node-linux-${process.arch}`]) if (existsSync(join(ROOT, 'node_modules', name))) symlinkSync(join(ROOT, 'node_modules', name), join(root, 'node_modules', name))
-  const told = join(root, 'told')
-  return { root, told, tell: () => (existsSync(told) ? readFileSync(told, 'utf8').trim().split('\n') : []) }
+  const root = t.testdir({ vault: { bin: { 'cofre.ts': source } } });
+  for (const name of ['docker', 'platform-adapters/linux']) cpSync(join(ROOT, name), join(root, name), { recursive: true });
+  for (const name of ['package.json', 'package-lock.json']) cpSync(join(ROOT, name), join(root, name));
+  mkdirSync(join(root, 'node_modules/.cofre'), { recursive: true });
+  cpSync(join(ROOT, 'node_modules/.cofre'), join(root, 'node_modules/.cofre'), { recursive: true });
+  for (const name of ['pg', `node-linux-${process.arch}`]) if (existsSync(join(ROOT, 'node_modules', name))) symlinkSync(join(ROOT, 'node_modules', name), join(root, 'node_modules', name));
+  const told = join(root, 'told');
+  return { root, told, tell: () => (existsSync(told) ? readFileSync(told, 'utf8').trim().split('\n') : []) };
 }
 
 function bootstrap(t: Test, root: string, args: string[], env: NodeJS.ProcessEnv = {}): ChildProcess {
-  const { COFRE_HOME: _, NODE_OPTIONS: __, npm_lifecycle_event: ___, ...rest } = process.env
-  const child = spawn(process.execPath, [join(root, 'docker/bootstrap.js'), ...args], { cwd: dirname(root), env: { ...rest, TOLD: join(root, 'told'), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
-  t.teardown(() => child.kill('SIGKILL'))
-  return child
+  const { COFRE_HOME: _, NODE_OPTIONS: __, npm_lifecycle_event: ___, ...rest } = process.env;
+  const child = spawn(process.execPath, [join(root, 'docker/bootstrap.js'), ...args], { cwd: dirname(root), env: { ...rest, TOLD: join(root, 'told'), ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+  t.teardown(() => child.kill('SIGKILL'));
+  return child;
 }
 
 async function finished(child: ChildProcess): Promise<{ code: number | null; errors: string }> {
-  let errors = ''
-  child.stderr!.on('data', (chunk: Buffer) => (errors += chunk.toString('utf8')))
-  const [code] = (await once(child, 'close')) as [number | null]
-  return { code, errors: errors.trim() }
+  let errors = '';
+  child.stderr!.on('data', (chunk: Buffer) => (errors += chunk.toString('utf8')));
+  const [code] = (await once(child, 'close')) as [number | null];
+  return { code, errors: errors.trim() };
 }
 
 async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 20))
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 20));
 }
 
 function lives(pid: number): boolean {
-  return existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  return existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
 }
 
 t.test('start runs the vault under Node 24 with its hardening flags, its arguments, and a state folder in the clone', async (t) => {
-  const { root, tell } = clone(t)
-  const child = bootstrap(t, root, ['start', '--profile', 'x'])
-  await until(() => tell().length > 0)
-  const [pid, node, flags, args, home] = tell()[0]!.split('|')
-  t.match(node, /^v2[4-9]$/)
-  t.equal(flags, '--disable-sigusr1 --max-semi-space-size=8')
-  t.equal(args, 'serve --profile x')
-  t.equal(home, join(root, '.cofre'))
-  t.equal(statSync(join(root, '.cofre')).mode & 0o777, 0o711)
-  t.match(readFileSync(`/proc/${pid}/limits`, 'utf8'), /^Max core file size\s+0\s/m)
-  child.kill('SIGTERM')
-  t.equal((await finished(child)).code, 0)
-})
+  const { root, tell } = clone(t);
+  const child = bootstrap(t, root, ['start', '--profile', 'x']);
+  await until(() => tell().length > 0);
+  const [pid, node, flags, args, home] = tell()[0]!.split('|');
+  t.match(node, /^v2[4-9]$/);
+  t.equal(flags, '--disable-sigusr1 --max-semi-space-size=8');
+  t.equal(args, 'serve --profile x');
+  t.equal(home, join(root, '.cofre'));
+  t.equal(statSync(join(root, '.cofre')).mode & 0o777, 0o711);
+  t.match(readFileSync(`/proc/${pid}/limits`, 'utf8'), /^Max core file size\s+0\s/m);
+  child.kill('SIGTERM');
+  t.equal((await finished(child)).code, 0);
+});
 
 t.test('two interrupts at once, as from a terminal and from npm, reach the vault as one, and its exit code is ours', async (t) => {
-  const { root, tell } = clone(t)
-  const child = bootstrap(t, root, ['start'])
-  await until(() => tell().length > 0)
-  child.kill('SIGINT')
-  await until(() => tell().length > 1)
-  child.kill('SIGINT')
-  t.equal((await finished(child)).code, 0)
-  t.same(tell().slice(1), ['SIGINT', 'stopped'])
+  const { root, tell } = clone(t);
+  const child = bootstrap(t, root, ['start']);
+  await until(() => tell().length > 0);
+  child.kill('SIGINT');
+  await until(() => tell().length > 1);
+  child.kill('SIGINT');
+  t.equal((await finished(child)).code, 0);
+  t.same(tell().slice(1), ['SIGINT', 'stopped']);
 
-  const failing = clone(t, 'process.exit(7)')
-  t.equal((await finished(bootstrap(t, failing.root, ['start']))).code, 7)
-})
+  const failing = clone(t, 'process.exit(7)');
+  t.equal((await finished(bootstrap(t, failing.root, ['start']))).code, 7);
+});
 
 t.test('a vault whose starter is killed outright is told to stop', async (t) => {
-  const { root, tell } = clone(t)
-  const child = bootstrap(t, root, ['start'])
-  await until(() => tell().length > 0)
-  child.kill('SIGKILL')
-  await until(() => tell().includes('stopped'))
+  const { root, tell } = clone(t);
+  const child = bootstrap(t, root, ['start']);
+  await until(() => tell().length > 0);
+  child.kill('SIGKILL');
+  await until(() => tell().includes('stopped'));
   // The kernel may say it once for each thread of the starter that dies.
-  t.same([...new Set(tell().slice(1))], ['SIGTERM', 'stopped'])
-  await until(() => !lives(Number(tell()[0]!.split('|')[0])))
-})
+  t.same([...new Set(tell().slice(1))], ['SIGTERM', 'stopped']);
+  await until(() => !lives(Number(tell()[0]!.split('|')[0])));
+});
 
 t.test('an unsafe NODE_OPTIONS, a state folder that cannot be made, and an unknown command are one clear line each', async (t) => {
-  const { root, tell } = clone(t)
-  const option = await finished(bootstrap(t, root, ['start'], { NODE_OPTIONS: '--heapsnapshot-signal=SIGUSR2' }))
-  t.match(option, { code: 1, errors: /^NODE_OPTIONS contains --heapsnapshot…, which would open or write out the memory of the vault: unset it$/ })
-  const home = await finished(bootstrap(t, root, ['start'], { COFRE_HOME: join(root, 'package.json/below') }))
-  t.match(home, { code: 1, errors: /cannot be made: set COFRE_HOME to a folder of your own$/ })
-  t.match(await finished(bootstrap(t, root, ['stat'])), { code: 1, errors: /^usage: / })
-  t.match(await finished(bootstrap(t, root, ['constructor'])), { code: 1, errors: /^usage: / })
-  t.same(tell(), [], 'and the vault was not started')
-})
+  const { root, tell } = clone(t);
+  const option = await finished(bootstrap(t, root, ['start'], { NODE_OPTIONS: '--heapsnapshot-signal=SIGUSR2' }));
+  t.match(option, { code: 1, errors: /^NODE_OPTIONS contains --heapsnapshot…, which would open or write out the memory of the vault: unset it$/ });
+  const home = await finished(bootstrap(t, root, ['start'], { COFRE_HOME: join(root, 'package.json/below') }));
+  t.match(home, { code: 1, errors: /cannot be made: set COFRE_HOME to a folder of your own$/ });
+  t.match(await finished(bootstrap(t, root, ['stat'])), { code: 1, errors: /^usage: / });
+  t.match(await finished(bootstrap(t, root, ['constructor'])), { code: 1, errors: /^usage: / });
+  t.same(tell(), [], 'and the vault was not started');
+});
 
 t.test('what is missing and may not be installed is named in one line', async (t) => {
-  const { root } = clone(t)
-  rmSync(join(root, 'node_modules/.cofre'), { recursive: true })
-  const bin = join(root, 'bin')
-  mkdirSync(bin)
-  for (const name of ['sh', 'flock', 'env']) symlinkSync(`/usr/bin/${name}`, join(bin, name))
-  const result = await finished(bootstrap(t, root, ['set-up'], { PATH: bin }))
-  t.equal(result.code, 1)
-  t.match(result.errors, /^Cofre needs system packages that it may not install itself: install them with your system's package manager: (softhsm2 )?python3 make g\+\+$/)
-})
+  const { root } = clone(t);
+  rmSync(join(root, 'node_modules/.cofre'), { recursive: true });
+  const bin = join(root, 'bin');
+  mkdirSync(bin);
+  for (const name of ['sh', 'flock', 'env']) symlinkSync(`/usr/bin/${name}`, join(bin, name));
+  const result = await finished(bootstrap(t, root, ['set-up'], { PATH: bin }));
+  t.equal(result.code, 1);
+  t.match(result.errors, /^Cofre needs system packages that it may not install itself: install them with your system's package manager: (softhsm2 )?python3 make g\+\+$/);
+});
 
 t.test('a second set-up in the same clone waits for the first', async (t) => {
-  const { root } = clone(t)
-  const holder = spawn('flock', [join(root, 'package-lock.json'), 'sleep', '600'], { stdio: 'ignore', detached: true })
+  const { root } = clone(t);
+  const holder = spawn('flock', [join(root, 'package-lock.json'), 'sleep', '600'], { stdio: 'ignore', detached: true });
   t.teardown(() => {
     try {
-      process.kill(-holder.pid!, 'SIGKILL')
+      process.kill(-holder.pid!, 'SIGKILL');
     } catch {
       // It ended in the test.
     }
-  })
-  await until(() => spawnSync('flock', ['-n', join(root, 'package-lock.json'), 'true']).status !== 0)
-  const child = bootstrap(t, root, ['set-up'])
-  let errors = ''
-  child.stderr!.on('data', (chunk: Buffer) => (errors += chunk.toString('utf8')))
-  await until(() => errors !== '')
-  t.equal(errors, 'Another set-up is at work in this clone: waiting for it\n')
-  t.equal(child.exitCode, null)
-  process.kill(-holder.pid!, 'SIGKILL')
-  const [code] = (await once(child, 'close')) as [number | null]
-  t.equal(code, 0, 'a lock whose holder was killed is free')
-})
+  });
+  await until(() => spawnSync('flock', ['-n', join(root, 'package-lock.json'), 'true']).status !== 0);
+  const child = bootstrap(t, root, ['set-up']);
+  let errors = '';
+  child.stderr!.on('data', (chunk: Buffer) => (errors += chunk.toString('utf8')));
+  await until(() => errors !== '');
+  t.equal(errors, 'Another set-up is at work in this clone: waiting for it\n');
+  t.equal(child.exitCode, null);
+  process.kill(-holder.pid!, 'SIGKILL');
+  const [code] = (await once(child, 'close')) as [number | null];
+  t.equal(code, 0, 'a lock whose holder was killed is free');
+});
 
 t.test('the addon is compiled again when its source changed, and only then', async (t) => {
-  const { root } = clone(t)
-  const addon = join(root, 'node_modules/.cofre/hardening.node')
-  const old = new Date(1_000_000_000_000)
-  utimesSync(addon, old, old)
-  t.equal((await finished(bootstrap(t, root, ['set-up']))).code, 0)
-  t.equal(statSync(addon).mtimeMs, old.getTime())
-  const source = join(root, 'platform-adapters/linux/hardening.c')
-  writeFileSync(source, `${readFileSync(source, 'utf8')}// edited\n`)
-  t.equal((await finished(bootstrap(t, root, ['set-up']))).code, 0)
-  t.ok(statSync(addon).mtimeMs > old.getTime())
-})
+  const { root } = clone(t);
+  const addon = join(root, 'node_modules/.cofre/hardening.node');
+  const old = new Date(1_000_000_000_000);
+  utimesSync(addon, old, old);
+  t.equal((await finished(bootstrap(t, root, ['set-up']))).code, 0);
+  t.equal(statSync(addon).mtimeMs, old.getTime());
+  const source = join(root, 'platform-adapters/linux/hardening.c');
+  writeFileSync(source, `${readFileSync(source, 'utf8')}// edited\n`);
+  t.equal((await finished(bootstrap(t, root, ['set-up']))).code, 0);
+  t.ok(statSync(addon).mtimeMs > old.getTime());
+});
 
 t.test('the launcher runs the command with its arguments and exit code, from anywhere', async (t) => {
-  const { root } = clone(t, "console.log(process.argv.slice(2).join(' '), process.execArgv.join(' ')); process.exit(3)")
-  chmodSync(join(root, 'docker/cofre.js'), 0o755)
-  const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'audit', 'verify', '--json'], { cwd: '/', encoding: 'utf8' })
-  t.match(run, { status: 3, stdout: 'audit verify --json --disable-sigusr1 --max-semi-space-size=8\n' })
-})
+  const { root } = clone(t, "console.log(process.argv.slice(2).join(' '), process.execArgv.join(' ')); process.exit(3)");
+  chmodSync(join(root, 'docker/cofre.js'), 0o755);
+  const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'audit', 'verify', '--json'], { cwd: '/', encoding: 'utf8' });
+  t.match(run, { status: 3, stdout: 'audit verify --json --disable-sigusr1 --max-semi-space-size=8\n' });
+});
 
 t.test('the launcher of a clone that is not set up says how to set it up', async (t) => {
-  const root = t.testdir({})
-  cpSync(join(ROOT, 'docker'), join(root, 'docker'), { recursive: true })
-  writeFileSync(join(root, 'package.json'), '{"type":"module"}')
-  const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'serve'], { encoding: 'utf8' })
-  t.match(run, { status: 2, stderr: 'Cofre is not set up yet: run npm start or npm ci first\n', stdout: '' })
-})
+  const root = t.testdir({});
+  cpSync(join(ROOT, 'docker'), join(root, 'docker'), { recursive: true });
+  writeFileSync(join(root, 'package.json'), '{"type":"module"}');
+  const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'serve'], { encoding: 'utf8' });
+  t.match(run, { status: 2, stderr: 'Cofre is not set up yet: run npm start or npm ci first\n', stdout: '' });
+});

@@ -1,306 +1,325 @@
-import { createPublicKey, randomBytes } from 'node:crypto'
-import { inspect } from 'node:util'
-import * as fc from 'fast-check'
-import t from 'tap'
-import { keyIdOf } from '../../hsm/card-cipher.ts'
-import { HsmError } from '../../hsm/errors.ts'
-import { macInput } from '../../hsm/key-registry.ts'
-import { labels, openKeyring } from '../../hsm/keyring.ts'
-import { CKA, CKM, CKO, findOne, generateHmacKey } from '../../hsm/pkcs11.ts'
-import { verifySignature } from '../../hsm/signer.ts'
-import { hsmError } from './hsm-error.ts'
-import { bareHsm, custodies, hsmOf, keyringOf, kinds, memoryStore, planFor, rawSession, softKind, strictKind } from './hsms.ts'
-import { storeFailure } from './memory-store.ts'
-import { receipt } from './receipt.ts'
+import { createPublicKey, randomBytes } from 'node:crypto';
+import { inspect } from 'node:util';
+import * as fc from 'fast-check';
+import t from 'tap';
+import { keyIdOf } from '../../hsm/card-cipher.ts';
+import { HsmError } from '../../hsm/errors.ts';
+import { macInput } from '../../hsm/key-registry.ts';
+import { labels, openKeyring } from '../../hsm/keyring.ts';
+import { CKA, CKM, CKO, findOne, generateHmacKey } from '../../hsm/pkcs11.ts';
+import { verifySignature } from '../../hsm/signer.ts';
+import { hsmError } from './hsm-error.ts';
+import { bareHsm, custodies, hsmOf, keyringOf, kinds, memoryStore, planFor, rawSession, softKind, strictKind } from './hsms.ts';
+import { storeFailure } from './memory-store.ts';
+import { receipt } from './receipt.ts';
 
-const digits = Buffer.from('4111111111111111')
-const binding = (tenant: string): { tenant: string; cardId: Buffer } => ({ tenant, cardId: Buffer.alloc(16, 7) })
-const small = { blockSeals: 4, keySeals: 12, keyAgeMs: 30 * 86_400_000, aheadMs: 86_400_000 }
+const digits = Buffer.from('4111111111111111');
+const binding = (tenant: string): { tenant: string; cardId: Buffer } => ({ tenant, cardId: Buffer.alloc(16, 7) });
+const small = { blockSeals: 4, keySeals: 12, keyAgeMs: 30 * 86_400_000, aheadMs: 86_400_000 };
 
 for (const kind of kinds) {
   for (const custody of custodies) {
     t.test(`a keyring on ${kind} in ${custody} custody`, async (t) => {
-      const hsm = await hsmOf(t, kind)
+      const hsm = await hsmOf(t, kind);
 
       await t.test('opens what it sealed, and nothing else', async (t) => {
-        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) })
+        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) });
         await fc.assert(
-          fc.asyncProperty(fc.constantFrom('acme', 'acme-mx', 'globex'), fc.stringMatching(/^[0-9]{12,19}$/), fc.uint8Array({ minLength: 16, maxLength: 16 }), fc.nat(56 * 8 + 7), async (tenant, pan, cardId, bit) => {
-            const { cipher } = keyring.forTenant(tenant)
-            const plaintext = Buffer.from(pan)
-            const sealed = await cipher.seal('pan', plaintext, { tenant, cardId })
-            const opened = await cipher.open(receipt(), 'pan', sealed, { tenant, cardId })
-            if (!opened.equals(plaintext) || plaintext.toString() !== pan) return false
-            const altered = Buffer.from(sealed)
-            altered[bit >> 3]! ^= 1 << (bit & 7)
-            const refused = await Promise.allSettled([
-              (async () => cipher.open(receipt(), 'pan', altered, { tenant, cardId }))(),
-              (async () => cipher.open(receipt(), 'name', sealed, { tenant, cardId }))(),
-              (async () => cipher.open(receipt(), 'pan', sealed, { tenant, cardId: randomBytes(16) }))(),
-            ])
-            return refused.every((one) => one.status === 'rejected' && ['corrupt', 'not_found'].includes((one.reason as { kind: string }).kind))
-          }),
+          fc.asyncProperty(
+            fc.constantFrom('acme', 'acme-mx', 'globex'),
+            fc.stringMatching(/^[0-9]{12,19}$/),
+            fc.uint8Array({ minLength: 16, maxLength: 16 }),
+            fc.nat(56 * 8 + 7),
+            async (tenant, pan, cardId, bit) => {
+              const { cipher } = keyring.forTenant(tenant);
+              const plaintext = Buffer.from(pan);
+              const sealed = await cipher.seal('pan', plaintext, { tenant, cardId });
+              const opened = await cipher.open(receipt(), 'pan', sealed, { tenant, cardId });
+              if (!opened.equals(plaintext) || plaintext.toString() !== pan) return false;
+              const altered = Buffer.from(sealed);
+              altered[bit >> 3]! ^= 1 << (bit & 7);
+              const refused = await Promise.allSettled([
+                (async () => cipher.open(receipt(), 'pan', altered, { tenant, cardId }))(),
+                (async () => cipher.open(receipt(), 'name', sealed, { tenant, cardId }))(),
+                (async () => cipher.open(receipt(), 'pan', sealed, { tenant, cardId: randomBytes(16) }))(),
+              ]);
+              return refused.every((one) => one.status === 'rejected' && ['corrupt', 'not_found'].includes((one.reason as { kind: string }).kind));
+            },
+          ),
           { numRuns: 40 },
-        )
-      })
+        );
+      });
 
       await t.test('keeps tenants apart, of one domain and of two', async (t) => {
-        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) })
-        const [acme, mexico, globex] = ['acme', 'acme-mx', 'globex'].map((tenant) => keyring.forTenant(tenant))
-        const sealed = await acme!.cipher.seal('pan', digits, binding('acme'))
-        await t.rejects(async () => mexico!.cipher.open(receipt(), 'pan', sealed, binding('acme-mx')), hsmError('corrupt'))
-        await t.rejects(async () => globex!.cipher.open(receipt(), 'pan', sealed, binding('globex')), hsmError('corrupt'))
-        const prints = await Promise.all([acme!, mexico!, globex!].map(async (keys, at) => keys.fingerprint.compute(['acme', 'acme-mx', 'globex'][at]!, digits)))
-        t.equal(new Set(prints.map((print) => print.toString('hex'))).size, 3)
-        t.ok(acme!.rowMacKey.equals(mexico!.rowMacKey))
-        t.notOk(acme!.rowMacKey.equals(globex!.rowMacKey))
-        t.equal(acme!.rowMacKey.symmetricKeySize, 32)
-        t.throws(() => keyring.forTenant('nobody'), hsmError('not_found'))
-      })
+        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) });
+        const [acme, mexico, globex] = ['acme', 'acme-mx', 'globex'].map((tenant) => keyring.forTenant(tenant));
+        const sealed = await acme!.cipher.seal('pan', digits, binding('acme'));
+        await t.rejects(async () => mexico!.cipher.open(receipt(), 'pan', sealed, binding('acme-mx')), hsmError('corrupt'));
+        await t.rejects(async () => globex!.cipher.open(receipt(), 'pan', sealed, binding('globex')), hsmError('corrupt'));
+        const prints = await Promise.all([acme!, mexico!, globex!].map(async (keys, at) => keys.fingerprint.compute(['acme', 'acme-mx', 'globex'][at]!, digits)));
+        t.equal(new Set(prints.map((print) => print.toString('hex'))).size, 3);
+        t.ok(acme!.rowMacKey.equals(mexico!.rowMacKey));
+        t.notOk(acme!.rowMacKey.equals(globex!.rowMacKey));
+        t.equal(acme!.rowMacKey.symmetricKeySize, 32);
+        t.throws(() => keyring.forTenant('nobody'), hsmError('not_found'));
+      });
 
       await t.test('seals names of every length', async (t) => {
-        const { cipher } = (await keyringOf(t, hsm, { custody, store: memoryStore(t) })).forTenant('acme')
+        const { cipher } = (await keyringOf(t, hsm, { custody, store: memoryStore(t) })).forTenant('acme');
         for (const length of [1, 29, 30, 31, 255]) {
-          const name = Buffer.alloc(length, 'é').subarray(0, length)
-          t.same(await cipher.open(receipt(), 'name', await cipher.seal('name', name, binding('acme')), binding('acme')), name)
+          const name = Buffer.alloc(length, 'é').subarray(0, length);
+          t.same(await cipher.open(receipt(), 'name', await cipher.seal('name', name, binding('acme')), binding('acme')), name);
         }
-      })
+      });
 
       await t.test('a second keyring on the same store has the same keys', async (t) => {
-        const store = memoryStore(t)
-        const first = await keyringOf(t, hsm, { custody, store })
-        const sealed = await first.forTenant('acme').cipher.seal('pan', digits, binding('acme'))
-        const second = await keyringOf(t, hsm, { custody, store })
-        t.same(await second.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), digits)
-        t.same(await second.forTenant('acme').fingerprint.compute('acme', digits), await first.forTenant('acme').fingerprint.compute('acme', digits))
-        t.ok(second.forTenant('acme').rowMacKey.equals(first.forTenant('acme').rowMacKey))
-      })
+        const store = memoryStore(t);
+        const first = await keyringOf(t, hsm, { custody, store });
+        const sealed = await first.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        const second = await keyringOf(t, hsm, { custody, store });
+        t.same(await second.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), digits);
+        t.same(await second.forTenant('acme').fingerprint.compute('acme', digits), await first.forTenant('acme').fingerprint.compute('acme', digits));
+        t.ok(second.forTenant('acme').rowMacKey.equals(first.forTenant('acme').rowMacKey));
+      });
 
       await t.test('many keyrings that open at once end with one current key for each domain and kind', async (t) => {
-        const store = memoryStore(t)
-        const keysBefore = hsm.strict?.keyCount() ?? 0
-        const keyrings = await Promise.all(Array.from({ length: 4 }, () => keyringOf(t, hsm, { custody, store })))
-        t.same(store.rows.map((row) => `${row.domain} ${row.kind} ${row.version}`).sort(), ['acme data 1', 'acme fingerprint 1', 'globex data 1', 'globex fingerprint 1'])
-        const sealed = await Promise.all(keyrings.map(async (keyring) => keyring.forTenant('acme').cipher.seal('pan', digits, binding('acme'))))
-        for (const value of sealed) for (const keyring of keyrings) t.same(await keyring.forTenant('acme').cipher.open(receipt(), 'pan', value, binding('acme')), digits)
-        t.equal([...store.leased.values()].reduce((sum, leased) => sum + leased, 0), 8 * 2 ** 22, 'each leased a block of its own')
+        const store = memoryStore(t);
+        const keysBefore = hsm.strict?.keyCount() ?? 0;
+        const keyrings = await Promise.all(Array.from({ length: 4 }, () => keyringOf(t, hsm, { custody, store })));
+        t.same(store.rows.map((row) => `${row.domain} ${row.kind} ${row.version}`).sort(), ['acme data 1', 'acme fingerprint 1', 'globex data 1', 'globex fingerprint 1']);
+        const sealed = await Promise.all(keyrings.map(async (keyring) => keyring.forTenant('acme').cipher.seal('pan', digits, binding('acme'))));
+        for (const value of sealed) for (const keyring of keyrings) t.same(await keyring.forTenant('acme').cipher.open(receipt(), 'pan', value, binding('acme')), digits);
+        t.equal(
+          [...store.leased.values()].reduce((sum, leased) => sum + leased, 0),
+          8 * 2 ** 22,
+          'each leased a block of its own',
+        );
         // What the losers made inside the HSM is gone again.
-        if (hsm.strict !== null) t.equal(hsm.strict.keyCount() - keysBefore, custody === 'direct' ? 4 : 0)
-      })
+        if (hsm.strict !== null) t.equal(hsm.strict.keyCount() - keysBefore, custody === 'direct' ? 4 : 0);
+      });
 
       await t.test('leases blocks, never beyond what a key may seal, and goes on with the next key', async (t) => {
-        const store = memoryStore(t)
-        const keyring = await keyringOf(t, hsm, { custody, store, limits: small })
-        const { cipher } = keyring.forTenant('acme')
-        const sealed: Buffer[] = []
+        const store = memoryStore(t);
+        const keyring = await keyringOf(t, hsm, { custody, store, limits: small });
+        const { cipher } = keyring.forTenant('acme');
+        const sealed: Buffer[] = [];
         for (let n = 0; n < 30; n++) {
-          sealed.push(await onceLeased(() => cipher.seal('pan', digits, binding('acme'))))
+          sealed.push(await onceLeased(() => cipher.seal('pan', digits, binding('acme'))));
         }
-        const perKey = new Map<number, number>()
-        for (const value of sealed) perKey.set(keyIdOf(value), (perKey.get(keyIdOf(value)) ?? 0) + 1)
-        t.ok(perKey.size >= 3)
-        for (const [keyId, count] of perKey) t.ok(count <= 12 && store.leased.get(keyId)! <= 12)
-        for (const value of sealed) t.same(await cipher.open(receipt(), 'pan', value, binding('acme')), digits)
-      })
+        const perKey = new Map<number, number>();
+        for (const value of sealed) perKey.set(keyIdOf(value), (perKey.get(keyIdOf(value)) ?? 0) + 1);
+        t.ok(perKey.size >= 3);
+        for (const [keyId, count] of perKey) t.ok(count <= 12 && store.leased.get(keyId)! <= 12);
+        for (const value of sealed) t.same(await cipher.open(receipt(), 'pan', value, binding('acme')), digits);
+      });
 
       await t.test('a key that is 29 days old gets a successor, and one of 30 days seals no more', async (t) => {
-        const store = memoryStore(t)
-        let nowMs = Date.now()
-        const keyring = await keyringOf(t, hsm, { custody, store, now: () => new Date(nowMs) })
-        const { cipher } = keyring.forTenant('acme')
-        const old = await cipher.seal('pan', digits, binding('acme'))
-        nowMs += 28 * 86_400_000
-        await keyring.upkeep()
-        t.equal(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(old))
-        nowMs += 86_400_000 + 1
-        store.failNext('latestKey')
-        await t.rejects(keyring.upkeep(), storeFailure)
-        t.equal(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(old), 'goes on while a successor cannot be made')
-        nowMs += 86_400_000
+        const store = memoryStore(t);
+        let nowMs = Date.now();
+        const keyring = await keyringOf(t, hsm, { custody, store, now: () => new Date(nowMs) });
+        const { cipher } = keyring.forTenant('acme');
+        const old = await cipher.seal('pan', digits, binding('acme'));
+        nowMs += 28 * 86_400_000;
+        await keyring.upkeep();
+        t.equal(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(old));
+        nowMs += 86_400_000 + 1;
+        store.failNext('latestKey');
+        await t.rejects(keyring.upkeep(), storeFailure);
+        t.equal(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(old), 'goes on while a successor cannot be made');
+        nowMs += 86_400_000;
         // First domain asked is acme: the refill fails for it, after the old lease was dropped.
-        store.failNext('latestKey')
-        await t.rejects(keyring.upkeep(), storeFailure)
-        await keyring.upkeep()
-        const fresh = await cipher.seal('pan', digits, binding('acme'))
-        t.not(keyIdOf(fresh), keyIdOf(old))
-        t.same(await cipher.open(receipt(), 'pan', old, binding('acme')), digits)
-        t.same(await cipher.open(receipt(), 'pan', fresh, binding('acme')), digits)
-      })
+        store.failNext('latestKey');
+        await t.rejects(keyring.upkeep(), storeFailure);
+        await keyring.upkeep();
+        const fresh = await cipher.seal('pan', digits, binding('acme'));
+        t.not(keyIdOf(fresh), keyIdOf(old));
+        t.same(await cipher.open(receipt(), 'pan', old, binding('acme')), digits);
+        t.same(await cipher.open(receipt(), 'pan', fresh, binding('acme')), digits);
+      });
 
       await t.test('an edited registry row is refused, whatever was edited', async (t) => {
-        const store = memoryStore(t)
-        const first = await keyringOf(t, hsm, { custody, store })
-        const sealed = await first.forTenant('acme').cipher.seal('pan', digits, binding('acme'))
-        await first.close()
-        const keyId = keyIdOf(sealed)
-        const original = store.rows.find((row) => row.keyId === keyId)!
-        const material = Buffer.from(original.material)
-        material[material.length - 1]! ^= 1
-        for (const change of [{ material }, { state: 'retired' as const }, { version: 2 }, { rowVersion: 2 }, { createdAt: new Date(original.createdAt.getTime() + 1) }, { mac: randomBytes(32) }, { mac: Buffer.alloc(0) }]) {
-          store.edit(keyId, change)
-          await t.rejects(keyringOf(t, hsm, { custody, store }), hsmError('corrupt'), Object.keys(change)[0]!)
-          store.edit(keyId, original)
+        const store = memoryStore(t);
+        const first = await keyringOf(t, hsm, { custody, store });
+        const sealed = await first.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        await first.close();
+        const keyId = keyIdOf(sealed);
+        const original = store.rows.find((row) => row.keyId === keyId)!;
+        const material = Buffer.from(original.material);
+        material[material.length - 1]! ^= 1;
+        for (const change of [
+          { material },
+          { state: 'retired' as const },
+          { version: 2 },
+          { rowVersion: 2 },
+          { createdAt: new Date(original.createdAt.getTime() + 1) },
+          { mac: randomBytes(32) },
+          { mac: Buffer.alloc(0) },
+        ]) {
+          store.edit(keyId, change);
+          await t.rejects(keyringOf(t, hsm, { custody, store }), hsmError('corrupt'), Object.keys(change)[0]!);
+          store.edit(keyId, original);
         }
         // A whole row of another domain, MAC and all, in its place.
-        const other = store.rows.find((row) => row.domain === 'globex' && row.kind === 'data')!
-        const opener = await keyringOf(t, hsm, { custody, store, uses: ['open'] })
-        store.edit(keyId, { ...other, keyId })
-        await t.rejects(async () => opener.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'))
-      })
+        const other = store.rows.find((row) => row.domain === 'globex' && row.kind === 'data')!;
+        const opener = await keyringOf(t, hsm, { custody, store, uses: ['open'] });
+        store.edit(keyId, { ...other, keyId });
+        await t.rejects(async () => opener.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'));
+      });
 
       await t.test('a key whose count of leased seals went back seals no more', async (t) => {
-        const store = memoryStore(t)
-        const warnings: string[] = []
-        const log = { info: () => undefined, warn: (event: string) => warnings.push(event) }
-        const keyring = await keyringOf(t, hsm, { custody, store, limits: { ...small, keySeals: 1_000 }, log })
-        const { cipher } = keyring.forTenant('acme')
-        const keyIds = new Set<number>()
+        const store = memoryStore(t);
+        const warnings: string[] = [];
+        const log = { info: () => undefined, warn: (event: string) => warnings.push(event) };
+        const keyring = await keyringOf(t, hsm, { custody, store, limits: { ...small, keySeals: 1_000 }, log });
+        const { cipher } = keyring.forTenant('acme');
+        const keyIds = new Set<number>();
         for (let n = 0; n < 30; n++) {
-          keyIds.add(keyIdOf(await onceLeased(() => cipher.seal('pan', digits, binding('acme')))))
-          if (n === 10) for (const keyId of store.leased.keys()) store.leased.set(keyId, 0)
+          keyIds.add(keyIdOf(await onceLeased(() => cipher.seal('pan', digits, binding('acme')))));
+          if (n === 10) for (const keyId of store.leased.keys()) store.leased.set(keyId, 0);
         }
-        t.equal(keyIds.size, 2)
-        t.ok(warnings.includes('data_key_lease_count_went_back'))
-      })
+        t.equal(keyIds.size, 2);
+        t.ok(warnings.includes('data_key_lease_count_went_back'));
+      });
 
       await t.test('a process that only opens leases nothing and seals nothing', async (t) => {
-        const store = memoryStore(t)
-        const sealing = await keyringOf(t, hsm, { custody, store, uses: ['seal'] })
-        const sealed = await sealing.forTenant('acme').cipher.seal('pan', digits, binding('acme'))
-        await t.rejects(async () => sealing.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('refused'))
-        t.throws(() => sealing.logSigner, hsmError('refused'))
-        t.throws(() => sealing.evidenceSigner, hsmError('refused'))
-        const leased = new Map(store.leased)
-        const opening = await keyringOf(t, hsm, { custody, store, uses: ['open'] })
-        t.same(await opening.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), digits)
-        await t.rejects(async () => opening.forTenant('acme').cipher.seal('pan', digits, binding('acme')), hsmError('refused'))
-        t.same(store.leased, leased)
-      })
+        const store = memoryStore(t);
+        const sealing = await keyringOf(t, hsm, { custody, store, uses: ['seal'] });
+        const sealed = await sealing.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        await t.rejects(async () => sealing.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('refused'));
+        t.throws(() => sealing.logSigner, hsmError('refused'));
+        t.throws(() => sealing.evidenceSigner, hsmError('refused'));
+        const leased = new Map(store.leased);
+        const opening = await keyringOf(t, hsm, { custody, store, uses: ['open'] });
+        t.same(await opening.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), digits);
+        await t.rejects(async () => opening.forTenant('acme').cipher.seal('pan', digits, binding('acme')), hsmError('refused'));
+        t.same(store.leased, leased);
+      });
 
       await t.test('concurrent opens under a key that is not loaded read it once', async (t) => {
-        const store = memoryStore(t)
-        const sealed = await (await keyringOf(t, hsm, { custody, store })).forTenant('acme').cipher.seal('pan', digits, binding('acme'))
-        const { cipher } = (await keyringOf(t, hsm, { custody, store, uses: ['open'] })).forTenant('acme')
-        let reads = 0
-        const keyById = store.keyById.bind(store)
+        const store = memoryStore(t);
+        const sealed = await (await keyringOf(t, hsm, { custody, store })).forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        const { cipher } = (await keyringOf(t, hsm, { custody, store, uses: ['open'] })).forTenant('acme');
+        let reads = 0;
+        const keyById = store.keyById.bind(store);
         store.keyById = (keyId) => {
-          reads += 1
-          return keyById(keyId)
-        }
-        await Promise.all(Array.from({ length: 20 }, async () => cipher.open(receipt(), 'pan', sealed, binding('acme'))))
-        t.equal(reads, 1)
-      })
+          reads += 1;
+          return keyById(keyId);
+        };
+        await Promise.all(Array.from({ length: 20 }, async () => cipher.open(receipt(), 'pan', sealed, binding('acme'))));
+        t.equal(reads, 1);
+      });
 
       await t.test('a key that an operator destroyed opens nothing more, and a retired one seals nothing more', async (t) => {
-        const store = memoryStore(t)
-        const keyring = await keyringOf(t, hsm, { custody, store })
-        const { cipher } = keyring.forTenant('acme')
-        const sealed = await cipher.seal('pan', digits, binding('acme'))
-        await restate(store, keyring, keyIdOf(sealed), 'retired')
-        await keyring.upkeep()
-        t.not(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(sealed))
-        t.same(await cipher.open(receipt(), 'pan', sealed, binding('acme')), digits)
-        const retired = store.rows.find((row) => row.keyId === keyIdOf(sealed))!
-        await restate(store, keyring, keyIdOf(sealed), 'destroyed')
-        await keyring.upkeep()
-        await t.rejects(async () => cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('not_found'))
+        const store = memoryStore(t);
+        const keyring = await keyringOf(t, hsm, { custody, store });
+        const { cipher } = keyring.forTenant('acme');
+        const sealed = await cipher.seal('pan', digits, binding('acme'));
+        await restate(store, keyring, keyIdOf(sealed), 'retired');
+        await keyring.upkeep();
+        t.not(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(sealed));
+        t.same(await cipher.open(receipt(), 'pan', sealed, binding('acme')), digits);
+        const retired = store.rows.find((row) => row.keyId === keyIdOf(sealed))!;
+        await restate(store, keyring, keyIdOf(sealed), 'destroyed');
+        await keyring.upkeep();
+        await t.rejects(async () => cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('not_found'));
         // The earlier row with its own good MAC, put back.
-        store.edit(retired.keyId, retired)
-        await t.rejects(async () => cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'))
-      })
+        store.edit(retired.keyId, retired);
+        await t.rejects(async () => cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'));
+      });
 
       for (const call of ['reserveKeyId', 'insertKey', 'leaseSeals'] as const) {
         for (const persist of [false, true]) {
           await t.test(`a store whose ${call} ${persist ? 'is done but not answered' : 'fails'} leaves nothing behind that the next start trips over`, async (t) => {
-            const store = memoryStore(t)
-            store.failNext(call, persist)
-            await t.rejects(keyringOf(t, hsm, { custody, store }), storeFailure)
-            const keyring = await keyringOf(t, hsm, { custody, store })
-            const sealed = await keyring.forTenant('globex').cipher.seal('pan', digits, binding('globex'))
-            t.same(await keyring.forTenant('globex').cipher.open(receipt(), 'pan', sealed, binding('globex')), digits)
-            t.equal(store.rows.length, 4)
-          })
+            const store = memoryStore(t);
+            store.failNext(call, persist);
+            await t.rejects(keyringOf(t, hsm, { custody, store }), storeFailure);
+            const keyring = await keyringOf(t, hsm, { custody, store });
+            const sealed = await keyring.forTenant('globex').cipher.seal('pan', digits, binding('globex'));
+            t.same(await keyring.forTenant('globex').cipher.open(receipt(), 'pan', sealed, binding('globex')), digits);
+            t.equal(store.rows.length, 4);
+          });
         }
       }
 
       await t.test('signs for the log and for evidence, and gives the control key its MACs', async (t) => {
-        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) })
-        t.equal(keyring.logSigner.algorithm, hsm.signing)
-        t.equal(keyring.evidenceSigner.algorithm, 'ecdsa-p256')
-        t.notSame(keyring.logSigner.publicKeySpki, keyring.evidenceSigner.publicKeySpki)
-        const message = randomBytes(3_000)
+        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) });
+        t.equal(keyring.logSigner.algorithm, hsm.signing);
+        t.equal(keyring.evidenceSigner.algorithm, 'ecdsa-p256');
+        t.notSame(keyring.logSigner.publicKeySpki, keyring.evidenceSigner.publicKeySpki);
+        const message = randomBytes(3_000);
         for (const signer of [keyring.logSigner, keyring.evidenceSigner]) {
-          const key = createPublicKey({ key: signer.publicKeySpki, format: 'der', type: 'spki' })
-          const signature = await signer.sign(message)
-          t.equal(verifySignature(signer.algorithm, key, message, signature), true)
-          message[0]! ^= 1
-          t.equal(verifySignature(signer.algorithm, key, message, signature), false)
+          const key = createPublicKey({ key: signer.publicKeySpki, format: 'der', type: 'spki' });
+          const signature = await signer.sign(message);
+          t.equal(verifySignature(signer.algorithm, key, message, signature), true);
+          message[0]! ^= 1;
+          t.equal(verifySignature(signer.algorithm, key, message, signature), false);
         }
-        t.equal((await keyring.control.mac(message)).length, 32)
-        t.same(await keyring.control.mac(message), await keyring.control.mac(message))
-      })
+        t.equal((await keyring.control.mac(message)).length, 32);
+        t.same(await keyring.control.mac(message), await keyring.control.mac(message));
+      });
 
       await t.test('after close everything is refused', async (t) => {
-        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) })
-        const { cipher, fingerprint } = keyring.forTenant('acme')
-        await keyring.close()
-        await t.rejects(async () => cipher.seal('pan', digits, binding('acme')), hsmError('unavailable'))
-        await t.rejects(async () => fingerprint.compute('acme', digits), hsmError('unavailable'))
-        await t.rejects(keyring.control.mac(digits), hsmError('unavailable'))
-        await keyring.close()
-      })
+        const keyring = await keyringOf(t, hsm, { custody, store: memoryStore(t) });
+        const { cipher, fingerprint } = keyring.forTenant('acme');
+        await keyring.close();
+        await t.rejects(async () => cipher.seal('pan', digits, binding('acme')), hsmError('unavailable'));
+        await t.rejects(async () => fingerprint.compute('acme', digits), hsmError('unavailable'));
+        await t.rejects(keyring.control.mac(digits), hsmError('unavailable'));
+        await keyring.close();
+      });
 
       await t.test('inspection of a keyring and of its errors shows no PIN, key or digits', async (t) => {
-        const store = memoryStore(t)
-        const keyring = await keyringOf(t, hsm, { custody, store })
-        const keys = keyring.forTenant('acme')
-        const sealed = await keys.cipher.seal('pan', digits, binding('acme'))
-        const raw = keys.rowMacKey.export()
-        const failure = await settled(async () => keys.cipher.open(receipt(), 'name', sealed, binding('acme')))
-        const wrongPin = hsm.strict === null ? null : await settled(() => keyringOf(t, { ...hsm, pin: Buffer.from('s3cret-pin') }, { custody, store }))
-        const text = [keyring, keys, failure, wrongPin].map((value) => inspect(value, { depth: 12, showHidden: true, showProxy: true }) + JSON.stringify(value)).join('\n')
-        for (const secret of ['test-pin', 's3cret-pin', digits.toString(), raw.toString('hex'), hexPairs(raw.subarray(0, 6)), hexPairs(Buffer.from('test-pin')), [...raw.subarray(0, 6)].join(',')]) t.notOk(text.includes(secret))
-      })
-    })
+        const store = memoryStore(t);
+        const keyring = await keyringOf(t, hsm, { custody, store });
+        const keys = keyring.forTenant('acme');
+        const sealed = await keys.cipher.seal('pan', digits, binding('acme'));
+        const raw = keys.rowMacKey.export();
+        const failure = await settled(async () => keys.cipher.open(receipt(), 'name', sealed, binding('acme')));
+        const wrongPin = hsm.strict === null ? null : await settled(() => keyringOf(t, { ...hsm, pin: Buffer.from('s3cret-pin') }, { custody, store }));
+        const text = [keyring, keys, failure, wrongPin].map((value) => inspect(value, { depth: 12, showHidden: true, showProxy: true }) + JSON.stringify(value)).join('\n');
+        for (const secret of ['test-pin', 's3cret-pin', digits.toString(), raw.toString('hex'), hexPairs(raw.subarray(0, 6)), hexPairs(Buffer.from('test-pin')), [...raw.subarray(0, 6)].join(',')])
+          t.notOk(text.includes(secret));
+      });
+    });
   }
 }
 
 t.test('keys of the other custody are refused', async (t) => {
-  const hsm = await hsmOf(t, strictKind)
-  const store = memoryStore(t)
-  await keyringOf(t, hsm, { custody: 'envelope', store })
-  await t.rejects(keyringOf(t, hsm, { custody: 'direct', store }), hsmError('refused'))
-  const direct = memoryStore(t)
-  await keyringOf(t, hsm, { custody: 'direct', store: direct })
-  await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: direct }), hsmError('refused'))
-})
+  const hsm = await hsmOf(t, strictKind);
+  const store = memoryStore(t);
+  await keyringOf(t, hsm, { custody: 'envelope', store });
+  await t.rejects(keyringOf(t, hsm, { custody: 'direct', store }), hsmError('refused'));
+  const direct = memoryStore(t);
+  await keyringOf(t, hsm, { custody: 'direct', store: direct });
+  await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: direct }), hsmError('refused'));
+});
 
 t.test('a keyring does not open', async (t) => {
   await t.test('without a ceremony', async (t) => {
-    await t.rejects(keyringOf(t, bareHsm(t, softKind), { custody: 'envelope', store: memoryStore(t) }), hsmError('not_found'))
-  })
+    await t.rejects(keyringOf(t, bareHsm(t, softKind), { custody: 'envelope', store: memoryStore(t) }), hsmError('not_found'));
+  });
   await t.test('on a token of another label', async (t) => {
-    await t.rejects(keyringOf(t, { ...(await hsmOf(t, strictKind)), tokenLabel: 'other' }, { custody: 'envelope', store: memoryStore(t) }), hsmError('not_found'))
-  })
+    await t.rejects(keyringOf(t, { ...(await hsmOf(t, strictKind)), tokenLabel: 'other' }, { custody: 'envelope', store: memoryStore(t) }), hsmError('not_found'));
+  });
   await t.test('for a domain that the ceremony did not make', async (t) => {
-    const tenants = new Map([['initech', 'initech']])
-    await t.rejects(keyringOf(t, await hsmOf(t, strictKind), { custody: 'envelope', store: memoryStore(t), tenants }), hsmError('not_found'))
-  })
+    const tenants = new Map([['initech', 'initech']]);
+    await t.rejects(keyringOf(t, await hsmOf(t, strictKind), { custody: 'envelope', store: memoryStore(t), tenants }), hsmError('not_found'));
+  });
   await t.test('where a label stands twice', async (t) => {
-    const hsm = await hsmOf(t, softKind)
-    const session = rawSession(hsm)
-    generateHmacKey(session, labels.control)
-    session.close()
-    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), hsmError('ambiguous'))
-  })
+    const hsm = await hsmOf(t, softKind);
+    const session = rawSession(hsm);
+    generateHmacKey(session, labels.control);
+    session.close();
+    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), hsmError('ambiguous'));
+  });
   await t.test('with a wrong PIN, and then does not try it again', async (t) => {
-    const hsm = await hsmOf(t, strictKind)
-    await t.rejects(keyringOf(t, { ...hsm, pin: Buffer.from('wrong') }, { custody: 'envelope', store: memoryStore(t) }), hsmError('refused'))
-    t.equal(hsm.strict!.wrongPins, 1)
-  })
+    const hsm = await hsmOf(t, strictKind);
+    await t.rejects(keyringOf(t, { ...hsm, pin: Buffer.from('wrong') }, { custody: 'envelope', store: memoryStore(t) }), hsmError('refused'));
+    t.equal(hsm.strict!.wrongPins, 1);
+  });
   await t.test('with a key that could be read out of the HSM', async (t) => {
-    const hsm = bareHsm(t, softKind)
-    const session = rawSession(hsm)
+    const hsm = bareHsm(t, softKind);
+    const session = rawSession(hsm);
     const template = [
       { type: CKA.CLASS, value: CKO.SECRET_KEY },
       { type: CKA.KEY_TYPE, value: 0x10 },
@@ -310,80 +329,80 @@ t.test('a keyring does not open', async (t) => {
       { type: CKA.EXTRACTABLE, value: true },
       { type: CKA.SIGN, value: true },
       { type: CKA.LABEL, value: labels.control },
-    ]
-    hsm.module.C_GenerateKey(session.handle, { mechanism: CKM.GENERIC_SECRET_KEY_GEN }, template)
-    session.close()
-    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), hsmError('refused'))
-  })
+    ];
+    hsm.module.C_GenerateKey(session.handle, { mechanism: CKM.GENERIC_SECRET_KEY_GEN }, template);
+    session.close();
+    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), hsmError('refused'));
+  });
   await t.test('where the module cannot be loaded', async (t) => {
-    const hsm = await hsmOf(t, strictKind)
+    const hsm = await hsmOf(t, strictKind);
     await t.rejects(
       openKeyring({ modulePath: '/nowhere/module.so', tokenLabel: 'x', pin: hsm.pin, custody: 'envelope', tenants: new Map(), store: memoryStore(t), now: () => new Date(), maxAwayMs: 0 }),
       hsmError('not_found'),
-    )
-  })
-})
+    );
+  });
+});
 
 t.test('limits under which no key could seal are refused', async (t) => {
-  const hsm = await hsmOf(t, strictKind)
+  const hsm = await hsmOf(t, strictKind);
   for (const change of [{ blockSeals: 0 }, { blockSeals: 13 }, { keySeals: 2 ** 32 + 1 }, { aheadMs: 30 * 86_400_000 }, { aheadMs: -1 }]) {
-    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), limits: { ...small, ...change } }), hsmError('refused'), JSON.stringify(change))
+    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), limits: { ...small, ...change } }), hsmError('refused'), JSON.stringify(change));
   }
-})
+});
 
 t.test('a store that calls every key full does not make the keyring fill the HSM with keys', async (t) => {
-  const hsm = await hsmOf(t, strictKind)
-  const store = memoryStore(t)
-  store.leaseSeals = () => Promise.resolve(null)
-  const before = hsm.strict!.keyCount()
-  await t.rejects(keyringOf(t, hsm, { custody: 'direct', store }), hsmError('exhausted'))
-  t.ok(hsm.strict!.keyCount() - before <= 10)
-})
+  const hsm = await hsmOf(t, strictKind);
+  const store = memoryStore(t);
+  store.leaseSeals = () => Promise.resolve(null);
+  const before = hsm.strict!.keyCount();
+  await t.rejects(keyringOf(t, hsm, { custody: 'direct', store }), hsmError('exhausted'));
+  t.ok(hsm.strict!.keyCount() - before <= 10);
+});
 
 t.test('a full HSM says that it is exhausted, and its keys go on working', async (t) => {
   // control, two domains, two signing pairs; one fingerprint and one data key each make eleven.
-  const hsm = await hsmOf(t, strictKind, { maxKeys: 11 })
-  const store = memoryStore(t)
-  const keyring = await keyringOf(t, hsm, { custody: 'direct', store, limits: small })
-  const { cipher } = keyring.forTenant('acme')
-  const sealed: Buffer[] = []
+  const hsm = await hsmOf(t, strictKind, { maxKeys: 11 });
+  const store = memoryStore(t);
+  const keyring = await keyringOf(t, hsm, { custody: 'direct', store, limits: small });
+  const { cipher } = keyring.forTenant('acme');
+  const sealed: Buffer[] = [];
   const failure = await settled(async () => {
-    for (let n = 0; n < 40; n++) sealed.push(await cipher.seal('pan', digits, binding('acme')))
-  })
-  t.match(failure, hsmError('exhausted'))
-  t.equal(sealed.length, 12)
-  t.same(await cipher.open(receipt(), 'pan', sealed[0]!, binding('acme')), digits)
-})
+    for (let n = 0; n < 40; n++) sealed.push(await cipher.seal('pan', digits, binding('acme')));
+  });
+  t.match(failure, hsmError('exhausted'));
+  t.equal(sealed.length, 12);
+  t.same(await cipher.open(receipt(), 'pan', sealed[0]!, binding('acme')), digits);
+});
 
 t.test('a wiped PIN of a provider is asked for again at each login', async (t) => {
-  const hsm = await hsmOf(t, strictKind)
-  const given: Buffer[] = []
+  const hsm = await hsmOf(t, strictKind);
+  const given: Buffer[] = [];
   const pin = async (): Promise<Buffer> => {
-    const answer = Buffer.from(hsm.pin)
-    given.push(answer)
-    return answer
-  }
-  const keyring = await keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), pin })
-  hsm.strict!.loseSessions()
-  await keyring.control.mac(digits)
-  t.equal(given.length, 2)
-  for (const answer of given) t.ok(answer.every((byte) => byte === 0))
-  t.equal(hsm.pin.toString(), 'test-pin')
-})
+    const answer = Buffer.from(hsm.pin);
+    given.push(answer);
+    return answer;
+  };
+  const keyring = await keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), pin });
+  hsm.strict!.loseSessions();
+  await keyring.control.mac(digits);
+  t.equal(given.length, 2);
+  for (const answer of given) t.ok(answer.every((byte) => byte === 0));
+  t.equal(hsm.pin.toString(), 'test-pin');
+});
 
 t.test('the plan of the tests names labels that the keyring looks for', async (t) => {
-  const hsm = await hsmOf(t, softKind)
-  const session = rawSession(hsm)
-  t.ok(findOne(session, CKO.SECRET_KEY, labels.domain(planFor('/x', 'x', 'ed25519').domains[0]!)))
-  session.close()
-})
+  const hsm = await hsmOf(t, softKind);
+  const session = rawSession(hsm);
+  t.ok(findOne(session, CKO.SECRET_KEY, labels.domain(planFor('/x', 'x', 'ed25519').domains[0]!)));
+  session.close();
+});
 
 async function settled(work: () => unknown): Promise<unknown> {
   try {
-    await work()
-    return null
+    await work();
+    return null;
   } catch (error) {
-    return error
+    return error;
   }
 }
 
@@ -391,21 +410,21 @@ async function settled(work: () => unknown): Promise<unknown> {
 async function onceLeased(seal: () => Buffer | Promise<Buffer>): Promise<Buffer> {
   for (;;) {
     try {
-      return await seal()
+      return await seal();
     } catch (error) {
-      if (!(error instanceof HsmError) || error.kind !== 'exhausted' || !error.retryable) throw error
-      await new Promise((resolve) => setTimeout(resolve, 1))
+      if (!(error instanceof HsmError) || error.kind !== 'exhausted' || !error.retryable) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1));
     }
   }
 }
 
 // As an operator's command would: a new state, the next row version, a new MAC.
 async function restate(store: ReturnType<typeof memoryStore>, keyring: { control: { mac(message: Uint8Array): Promise<Buffer> } }, keyId: number, state: 'retired' | 'destroyed'): Promise<void> {
-  const row = store.rows.find((other) => other.keyId === keyId)!
-  const next = { ...row, state, rowVersion: row.rowVersion + 1 }
-  store.edit(keyId, { ...next, mac: await keyring.control.mac(macInput(next)) })
+  const row = store.rows.find((other) => other.keyId === keyId)!;
+  const next = { ...row, state, rowVersion: row.rowVersion + 1 };
+  store.edit(keyId, { ...next, mac: await keyring.control.mac(macInput(next)) });
 }
 
 function hexPairs(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(' ')
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(' ');
 }

@@ -1,122 +1,142 @@
-import pkcs11js from 'pkcs11js'
-import t from 'tap'
-import { CKA, CKF, CKK, CKM, CKO, CKR, CKU, decryptGcm, encryptGcm, faultOf, findOne, findSlot, generateAesKey, generateHmacKey, generateRandom, hmacSha256, loadPkcs11, returnValueOf, signEcdsaP256 } from '../../hsm/pkcs11.ts'
-import { hsmError } from './hsm-error.ts'
-import { bareHsm, rawSession, softKind, strictKind } from './hsms.ts'
-import { StrictToken } from './strict-token.ts'
+import pkcs11js from 'pkcs11js';
+import t from 'tap';
+import {
+  CKA,
+  CKF,
+  CKK,
+  CKM,
+  CKO,
+  CKR,
+  CKU,
+  decryptGcm,
+  encryptGcm,
+  faultOf,
+  findOne,
+  findSlot,
+  generateAesKey,
+  generateHmacKey,
+  generateRandom,
+  hmacSha256,
+  loadPkcs11,
+  returnValueOf,
+  signEcdsaP256,
+} from '../../hsm/pkcs11.ts';
+import { hsmError } from './hsm-error.ts';
+import { bareHsm, rawSession, softKind, strictKind } from './hsms.ts';
+import { StrictToken } from './strict-token.ts';
 
 t.test('every constant has the number that pkcs11js gives its name', (t) => {
-  const theirs = pkcs11js as unknown as Record<string, number>
-  const groups = { CKR, CKM, CKO, CKK, CKA, CKF, CKU }
+  const theirs = pkcs11js as unknown as Record<string, number>;
+  const groups = { CKR, CKM, CKO, CKK, CKA, CKF, CKU };
   for (const [prefix, constants] of Object.entries(groups)) {
     for (const [name, value] of Object.entries(constants)) {
       // pkcs11js 2.1.7 is of PKCS#11 v2.30 and has no Edwards curves; those numbers are of v3.0, pkcs11t.h.
-      const known = theirs[`${prefix}_${name}`]
-      if (known === undefined) t.ok(['EC_EDWARDS_KEY_PAIR_GEN', 'EDDSA', 'EC_EDWARDS'].includes(name), `${prefix}_${name} is of v3.0`)
-      else t.equal(known, value, `${prefix}_${name}`)
+      const known = theirs[`${prefix}_${name}`];
+      if (known === undefined) t.ok(['EC_EDWARDS_KEY_PAIR_GEN', 'EDDSA', 'EC_EDWARDS'].includes(name), `${prefix}_${name} is of v3.0`);
+      else t.equal(known, value, `${prefix}_${name}`);
     }
   }
-  t.end()
-})
+  t.end();
+});
 
 for (const kind of [softKind, strictKind] as const) {
   t.test(`shaped calls on ${kind}`, async (t) => {
-    const hsm = bareHsm(t, kind)
-    const session = rawSession(hsm)
-    t.teardown(() => session.close())
-    const aes = generateAesKey(session, 'aes')
-    const hmac = generateHmacKey(session, 'hmac')
+    const hsm = bareHsm(t, kind);
+    const session = rawSession(hsm);
+    t.teardown(() => session.close());
+    const aes = generateAesKey(session, 'aes');
+    const hmac = generateHmacKey(session, 'hmac');
 
     await t.test('the nonce in an encrypted value is the one that the token used', async (t) => {
-      const aad = Buffer.from('aad')
-      const seen = new Set<string>()
+      const aad = Buffer.from('aad');
+      const seen = new Set<string>();
       for (let n = 0; n < 50; n++) {
-        const sealed = await encryptGcm(session, aes, Buffer.from(`value ${n}`), aad)
-        t.equal((await decryptGcm(session, aes, sealed, aad)).toString(), `value ${n}`)
-        seen.add(sealed.toString('hex', 0, 12))
+        const sealed = await encryptGcm(session, aes, Buffer.from(`value ${n}`), aad);
+        t.equal((await decryptGcm(session, aes, sealed, aad)).toString(), `value ${n}`);
+        seen.add(sealed.toString('hex', 0, 12));
       }
-      t.equal(seen.size, 50)
-    })
+      t.equal(seen.size, 50);
+    });
 
     await t.test('what is too short to be an encrypted value never reaches the token', async (t) => {
-      await t.rejects(decryptGcm(session, aes, Buffer.alloc(27), Buffer.alloc(0)), hsmError('corrupt'))
-    })
+      await t.rejects(decryptGcm(session, aes, Buffer.alloc(27), Buffer.alloc(0)), hsmError('corrupt'));
+    });
 
     await t.test('a digest of another length than 32 bytes is not signed', async (t) => {
-      t.throws(() => void signEcdsaP256(session, aes, Buffer.alloc(31)), hsmError('refused'))
-    })
+      t.throws(() => void signEcdsaP256(session, aes, Buffer.alloc(31)), hsmError('refused'));
+    });
 
     await t.test('inputs stay as they were and may be wiped while the call is under way', async (t) => {
-      const message = Buffer.from('a message')
-      const expected = await hmacSha256(session, hmac, message)
-      const pending = hmacSha256(session, hmac, message)
-      message.fill(0)
-      t.same(await pending, expected)
-      t.notSame(await hmacSha256(session, hmac, message), expected)
-    })
+      const message = Buffer.from('a message');
+      const expected = await hmacSha256(session, hmac, message);
+      const pending = hmacSha256(session, hmac, message);
+      message.fill(0);
+      t.same(await pending, expected);
+      t.notSame(await hmacSha256(session, hmac, message), expected);
+    });
 
     await t.test('one object a label, or none at all', (t) => {
-      t.same(findOne(session, CKO.SECRET_KEY, 'aes'), aes)
-      t.throws(() => findOne(session, CKO.PUBLIC_KEY, 'aes'), hsmError('not_found'))
-      t.throws(() => findOne(session, CKO.SECRET_KEY, 'none'), hsmError('not_found'))
-      generateAesKey(session, 'aes')
-      t.throws(() => findOne(session, CKO.SECRET_KEY, 'aes'), hsmError('ambiguous'))
-      t.end()
-    })
+      t.same(findOne(session, CKO.SECRET_KEY, 'aes'), aes);
+      t.throws(() => findOne(session, CKO.PUBLIC_KEY, 'aes'), hsmError('not_found'));
+      t.throws(() => findOne(session, CKO.SECRET_KEY, 'none'), hsmError('not_found'));
+      generateAesKey(session, 'aes');
+      t.throws(() => findOne(session, CKO.SECRET_KEY, 'aes'), hsmError('ambiguous'));
+      t.end();
+    });
 
     await t.test('random bytes are random', (t) => {
-      t.equal(generateRandom(session, 32).length, 32)
-      t.notSame(generateRandom(session, 32), generateRandom(session, 32))
-      t.end()
-    })
+      t.equal(generateRandom(session, 32).length, 32);
+      t.notSame(generateRandom(session, 32), generateRandom(session, 32));
+      t.end();
+    });
 
     await t.test('there is one token of the label, or it is not found', (t) => {
-      t.equal(findSlot(hsm.module, hsm.tokenLabel).length, 8)
-      t.throws(() => findSlot(hsm.module, 'nobody'), hsmError('not_found'))
-      t.end()
-    })
-  })
+      t.equal(findSlot(hsm.module, hsm.tokenLabel).length, 8);
+      t.throws(() => findSlot(hsm.module, 'nobody'), hsmError('not_found'));
+      t.end();
+    });
+  });
 }
 
 t.test('a token that took a nonce of zeros as it was gives nothing away', async (t) => {
   // Refuses a random nonce, as one that makes its own does, and then makes none.
-  const token = new StrictToken({ iv: 'zeros-only' })
-  const hsm = { module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token } as const
-  const session = rawSession(hsm)
-  const key = generateAesKey(session, 'aes')
-  const encrypt = token.C_EncryptAsync.bind(token)
-  let parameter: { iv: Buffer } | null = null
-  const init = token.C_EncryptInit.bind(token)
+  const token = new StrictToken({ iv: 'zeros-only' });
+  const hsm = { module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token } as const;
+  const session = rawSession(hsm);
+  const key = generateAesKey(session, 'aes');
+  const encrypt = token.C_EncryptAsync.bind(token);
+  let parameter: { iv: Buffer } | null = null;
+  const init = token.C_EncryptInit.bind(token);
   token.C_EncryptInit = (handle, mechanism, object) => {
-    parameter = mechanism.parameter!
-    init(handle, mechanism, object)
-  }
+    parameter = mechanism.parameter!;
+    init(handle, mechanism, object);
+  };
   token.C_EncryptAsync = async (...args) => {
-    const result = await encrypt(...args)
-    parameter!.iv.fill(0)
-    return result
-  }
-  await t.rejects(encryptGcm(session, key, Buffer.from('x'), Buffer.alloc(0)), hsmError('refused'))
-})
+    const result = await encrypt(...args);
+    parameter!.iv.fill(0);
+    return result;
+  };
+  await t.rejects(encryptGcm(session, key, Buffer.from('x'), Buffer.alloc(0)), hsmError('refused'));
+});
 
 t.test('a generator that fills nothing in is refused', (t) => {
-  const token = new StrictToken()
-  const session = rawSession({ module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token })
-  token.C_GenerateRandom = (_session, out) => out
-  t.throws(() => generateRandom(session, 32), hsmError('refused'))
-  t.end()
-})
+  const token = new StrictToken();
+  const session = rawSession({ module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token });
+  token.C_GenerateRandom = (_session, out) => out;
+  t.throws(() => generateRandom(session, 32), hsmError('refused'));
+  t.end();
+});
 
 t.test('only a Cryptoki error has a return value', (t) => {
-  t.equal(returnValueOf(new Error('x')), null)
-  t.equal(returnValueOf('CKR_OK'), null)
-  t.equal(returnValueOf(Object.assign(new Error('x'), { code: 'ECONNRESET' })), null)
-  t.equal(faultOf(new TypeError('x')), 'call')
-  t.equal(faultOf(Object.assign(new Error('x'), { code: 0x80000001 })), 'doubtful')
-  t.end()
-})
+  t.equal(returnValueOf(new Error('x')), null);
+  t.equal(returnValueOf('CKR_OK'), null);
+  t.equal(returnValueOf(Object.assign(new Error('x'), { code: 'ECONNRESET' })), null);
+  t.equal(faultOf(new TypeError('x')), 'call');
+  t.equal(faultOf(Object.assign(new Error('x'), { code: 0x80000001 })), 'doubtful');
+  t.end();
+});
 
 t.test('a library is loaded once, and one that is none is not found', (t) => {
-  t.throws(() => loadPkcs11('/nowhere/module.so'), hsmError('not_found'))
-  t.end()
-})
+  t.throws(() => loadPkcs11('/nowhere/module.so'), hsmError('not_found'));
+  t.end();
+});

@@ -1,21 +1,21 @@
-import { globSync, readFileSync } from 'node:fs'
-import { join, resolve } from 'node:path'
-import t from 'tap'
-import { importsOf, violation } from './imports.ts'
+import { globSync, readFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import t from 'tap';
+import { importsOf, violation } from './imports.ts';
 
-const ROOT = resolve(import.meta.dirname, '../..')
-const PRODUCT = globSync('{vault,hsm,audit,platform-adapters,network-policy,compliance}/**/*.ts', { cwd: ROOT })
+const ROOT = resolve(import.meta.dirname, '../..');
+const PRODUCT = globSync('{vault,hsm,audit,platform-adapters,network-policy,compliance}/**/*.ts', { cwd: ROOT });
 
 function violationsIn(file: string, source: string): string[] {
   return importsOf(source)
     .filter((found) => found.value)
-    .flatMap((found) => violation(file, found.specifier) ?? [])
+    .flatMap((found) => violation(file, found.specifier) ?? []);
 }
 
 t.test('every file of the product imports only what its place allows', async (t) => {
-  t.ok(PRODUCT.length > 0)
-  for (const file of PRODUCT) t.same(violationsIn(file, readFileSync(join(ROOT, file), 'utf8')), [], file)
-})
+  t.ok(PRODUCT.length > 0);
+  for (const file of PRODUCT) t.same(violationsIn(file, readFileSync(join(ROOT, file), 'utf8')), [], file);
+});
 
 t.test('a planted violation of each kind is found', async (t) => {
   const planted: [string, string, string][] = [
@@ -37,9 +37,9 @@ t.test('a planted violation of each kind is found', async (t) => {
     ['platform-adapters/postgres/key-store.ts', "import { x } from '../linux/hardening.ts'", 'platform-adapters/postgres/key-store.ts imports platform-adapters/linux/hardening.ts'],
     ['compliance/bundle.ts', "import { append } from '../audit/append.ts'", 'compliance/bundle.ts imports audit/append.ts'],
     ['vault/pan.ts', "import { type as x } from '@scope/package/deep'", 'vault/pan.ts imports @scope/package'],
-  ]
-  for (const [file, source, expected] of planted) t.same(violationsIn(file, `// before\n${source}\n`), [expected], source)
-})
+  ];
+  for (const [file, source, expected] of planted) t.same(violationsIn(file, `// before\n${source}\n`), [expected], source);
+});
 
 t.test('what is allowed passes: types, Node, the own folder, comments and texts', async (t) => {
   const allowed: [string, string][] = [
@@ -51,6 +51,6 @@ t.test('what is allowed passes: types, Node, the own folder, comments and texts'
     ['hsm/pkcs11.ts', "import pkcs11js from 'pkcs11js'"],
     ['vault/bin/cofre.ts', "import { openKeyring } from '../../hsm/keyring.ts'"],
     ['compliance/verify.ts', "import { root } from '../audit/merkle.ts'"],
-  ]
-  for (const [file, source] of allowed) t.same(violationsIn(file, source), [], source)
-})
+  ];
+  for (const [file, source] of allowed) t.same(violationsIn(file, source), [], source);
+});

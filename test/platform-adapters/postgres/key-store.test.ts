@@ -1,71 +1,74 @@
-import { randomBytes } from 'node:crypto'
-import { Pool } from 'pg'
-import t from 'tap'
-import type { KeyRow, KeyStore } from '../../../hsm/key-registry.ts'
-import { postgresKeyStore } from '../../../platform-adapters/postgres/key-store.ts'
-import type { ProcessRole } from '../../../platform-adapters/postgres/roles.ts'
-import { freshDatabase } from '../../support/database.ts'
+import { randomBytes } from 'node:crypto';
+import { Pool } from 'pg';
+import t from 'tap';
+import type { KeyRow, KeyStore } from '../../../hsm/key-registry.ts';
+import { postgresKeyStore } from '../../../platform-adapters/postgres/key-store.ts';
+import type { ProcessRole } from '../../../platform-adapters/postgres/roles.ts';
+import { freshDatabase } from '../../support/database.ts';
 
 function row(keyId: number, version: number, over: Partial<KeyRow> = {}): KeyRow {
-  return { keyId, kind: 'data', domain: 'acme', version, state: 'active', material: randomBytes(63), createdAt: new Date(1_790_000_000_123), rowVersion: 1, mac: randomBytes(32), ...over }
+  return { keyId, kind: 'data', domain: 'acme', version, state: 'active', material: randomBytes(63), createdAt: new Date(1_790_000_000_123), rowVersion: 1, mac: randomBytes(32), ...over };
 }
 
 t.test('the key store in PostgreSQL', async (t) => {
-  const database = await freshDatabase(t)
+  const database = await freshDatabase(t);
   const open = (role: ProcessRole): { pool: Pool; store: KeyStore } => {
-    const pool = new Pool({ ...database.connect(role), max: 8 })
-    t.teardown(() => pool.end())
-    return { pool, store: postgresKeyStore(pool) }
-  }
-  const tokenize = open('tokenize')
-  const detokenize = open('detokenize')
+    const pool = new Pool({ ...database.connect(role), max: 8 });
+    t.teardown(() => pool.end());
+    return { pool, store: postgresKeyStore(pool) };
+  };
+  const tokenize = open('tokenize');
+  const detokenize = open('detokenize');
 
   await t.test('gives a row back exactly as it was inserted', async (t) => {
-    const inserted = row(await tokenize.store.reserveKeyId(), 1)
-    t.equal(await tokenize.store.insertKey(inserted), true)
-    t.strictSame(await detokenize.store.keyById(inserted.keyId), inserted)
-    t.strictSame(await detokenize.store.latestKey('data', 'acme'), inserted)
-  })
+    const inserted = row(await tokenize.store.reserveKeyId(), 1);
+    t.equal(await tokenize.store.insertKey(inserted), true);
+    t.strictSame(await detokenize.store.keyById(inserted.keyId), inserted);
+    t.strictSame(await detokenize.store.latestKey('data', 'acme'), inserted);
+  });
 
   await t.test('has no row for an unknown id, kind or domain', async (t) => {
-    t.equal(await tokenize.store.keyById(4_000_000_000), null)
-    t.equal(await tokenize.store.latestKey('fingerprint', 'acme'), null)
-    t.equal(await tokenize.store.latestKey('data', 'globex'), null)
-  })
+    t.equal(await tokenize.store.keyById(4_000_000_000), null);
+    t.equal(await tokenize.store.latestKey('fingerprint', 'acme'), null);
+    t.equal(await tokenize.store.latestKey('data', 'globex'), null);
+  });
 
   await t.test('lets one of many processes insert a version and tells the others', async (t) => {
     const results = await Promise.all(
       Array.from({ length: 8 }, async (_, at) => {
-        const { store } = at % 2 === 0 ? tokenize : detokenize
-        return store.insertKey(row(await store.reserveKeyId(), 2))
+        const { store } = at % 2 === 0 ? tokenize : detokenize;
+        return store.insertKey(row(await store.reserveKeyId(), 2));
       }),
-    )
-    t.equal(results.filter(Boolean).length, 1)
-  })
+    );
+    t.equal(results.filter(Boolean).length, 1);
+  });
 
   await t.test('never reserves an id twice', async (t) => {
-    const ids = await Promise.all(Array.from({ length: 50 }, () => tokenize.store.reserveKeyId()))
-    t.equal(new Set(ids).size, 50)
-  })
+    const ids = await Promise.all(Array.from({ length: 50 }, () => tokenize.store.reserveKeyId()));
+    t.equal(new Set(ids).size, 50);
+  });
 
   await t.test('leases every block once and none beyond the limit', async (t) => {
-    const key = row(await tokenize.store.reserveKeyId(), 3)
-    await tokenize.store.insertKey(key)
-    const sums = await Promise.all(Array.from({ length: 12 }, () => tokenize.store.leaseSeals(key.keyId, 10, 95)))
-    t.strictSame(sums.filter((sum) => sum !== null).sort((a, b) => a - b), [10, 20, 30, 40, 50, 60, 70, 80, 90])
-    t.equal(await tokenize.store.leaseSeals(key.keyId, 5, 95), 95)
-  })
+    const key = row(await tokenize.store.reserveKeyId(), 3);
+    await tokenize.store.insertKey(key);
+    const sums = await Promise.all(Array.from({ length: 12 }, () => tokenize.store.leaseSeals(key.keyId, 10, 95)));
+    t.strictSame(
+      sums.filter((sum) => sum !== null).sort((a, b) => a - b),
+      [10, 20, 30, 40, 50, 60, 70, 80, 90],
+    );
+    t.equal(await tokenize.store.leaseSeals(key.keyId, 5, 95), 95);
+  });
 
   await t.test('holds 2^32 leased seals and leases none of a retired or a fingerprint key', async (t) => {
-    const key = row(await tokenize.store.reserveKeyId(), 4)
-    await tokenize.store.insertKey(key)
-    t.equal(await tokenize.store.leaseSeals(key.keyId, 2 ** 32, 2 ** 32), 2 ** 32)
-    t.equal(await tokenize.store.leaseSeals(key.keyId, 1, 2 ** 32), null)
+    const key = row(await tokenize.store.reserveKeyId(), 4);
+    await tokenize.store.insertKey(key);
+    t.equal(await tokenize.store.leaseSeals(key.keyId, 2 ** 32, 2 ** 32), 2 ** 32);
+    t.equal(await tokenize.store.leaseSeals(key.keyId, 1, 2 ** 32), null);
     for (const other of [row(await tokenize.store.reserveKeyId(), 5, { state: 'retired' }), row(await tokenize.store.reserveKeyId(), 1, { kind: 'fingerprint' })]) {
-      t.equal(await tokenize.store.insertKey(other), true)
-      t.equal(await tokenize.store.leaseSeals(other.keyId, 1, 100), null)
+      t.equal(await tokenize.store.insertKey(other), true);
+      t.equal(await tokenize.store.leaseSeals(other.keyId, 1, 100), null);
     }
-  })
+  });
 
   await t.test('a process role changes no key and deletes none, and the other roles see none', async (t) => {
     for (const { pool } of [tokenize, detokenize]) {
@@ -78,10 +81,10 @@ t.test('the key store in PostgreSQL', async (t) => {
         'TRUNCATE key_registry',
         `SELECT setval('key_ids', 1)`,
       ]) {
-        await t.rejects(pool.query(statement), { code: '42501' }, statement)
+        await t.rejects(pool.query(statement), { code: '42501' }, statement);
       }
     }
-    for (const role of ['sequencer', 'relay'] as const) await t.rejects(open(role).pool.query('SELECT key_id FROM key_registry'), { code: '42501' })
-    await t.rejects(open('admin').pool.query('DELETE FROM key_registry'), { code: '42501' })
-  })
-})
+    for (const role of ['sequencer', 'relay'] as const) await t.rejects(open(role).pool.query('SELECT key_id FROM key_registry'), { code: '42501' });
+    await t.rejects(open('admin').pool.query('DELETE FROM key_registry'), { code: '42501' });
+  });
+});

@@ -1,110 +1,121 @@
-import { chmodSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import type { Client } from 'pg'
-import t from 'tap'
-import { adminConnection, assertDurable, connectionFor, databaseOf, withDatabase } from '../../../platform-adapters/postgres/connect.ts'
-import { PROCESS_ROLES, ensureRoles, quoteIdentifier, roleName } from '../../../platform-adapters/postgres/roles.ts'
-import { freshDatabase, withClient, type FreshDatabase } from '../../support/database.ts'
+import { chmodSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import type { Client } from 'pg';
+import t from 'tap';
+import { adminConnection, assertDurable, connectionFor, databaseOf, withDatabase } from '../../../platform-adapters/postgres/connect.ts';
+import { PROCESS_ROLES, ensureRoles, quoteIdentifier, roleName } from '../../../platform-adapters/postgres/roles.ts';
+import { freshDatabase, withClient, type FreshDatabase } from '../../support/database.ts';
 
 function asOwner<T>(fresh: FreshDatabase, work: (client: Client) => Promise<T>): Promise<T> {
-  return withClient(adminConnection(fresh.adminUrl), work)
+  return withClient(adminConnection(fresh.adminUrl), work);
 }
 
 function ensure(fresh: FreshDatabase): Promise<void> {
-  return asOwner(fresh, (client) => ensureRoles(client, { database: fresh.database, file: fresh.rolesFile }))
+  return asOwner(fresh, (client) => ensureRoles(client, { database: fresh.database, file: fresh.rolesFile }));
 }
 
 t.test('each process role connects as itself, without any right over the server', async (t) => {
-  const fresh = await freshDatabase(t, { migrated: false })
-  await ensure(fresh)
+  const fresh = await freshDatabase(t, { migrated: false });
+  await ensure(fresh);
   for (const role of PROCESS_ROLES) {
-    const rows = await withClient(fresh.connect(role), (client) => client.query('SELECT rolname, rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls AS powerful FROM pg_roles WHERE rolname = current_user'))
-    t.same(rows.rows, [{ rolname: `${fresh.database}_${role}`, powerful: false }])
+    const rows = await withClient(fresh.connect(role), (client) =>
+      client.query('SELECT rolname, rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls AS powerful FROM pg_roles WHERE rolname = current_user'),
+    );
+    t.same(rows.rows, [{ rolname: `${fresh.database}_${role}`, powerful: false }]);
   }
-})
+});
 
 t.test('twenty at once make one set of passwords, and later runs keep it', async (t) => {
-  const fresh = await freshDatabase(t, { migrated: false })
-  await Promise.all(Array.from({ length: 20 }, () => ensure(fresh)))
-  const made = readFileSync(fresh.rolesFile, 'utf8')
-  await ensure(fresh)
-  t.equal(readFileSync(fresh.rolesFile, 'utf8'), made)
-  t.equal(statSync(fresh.rolesFile).mode & 0o777, 0o600)
-  for (const role of PROCESS_ROLES) await t.resolves(withClient(fresh.connect(role), (client) => client.query('SELECT 1')))
-})
+  const fresh = await freshDatabase(t, { migrated: false });
+  await Promise.all(Array.from({ length: 20 }, () => ensure(fresh)));
+  const made = readFileSync(fresh.rolesFile, 'utf8');
+  await ensure(fresh);
+  t.equal(readFileSync(fresh.rolesFile, 'utf8'), made);
+  t.equal(statSync(fresh.rolesFile).mode & 0o777, 0o600);
+  for (const role of PROCESS_ROLES) await t.resolves(withClient(fresh.connect(role), (client) => client.query('SELECT 1')));
+});
 
 t.test('a crash after the file and before the roles is gone on from', async (t) => {
-  const fresh = await freshDatabase(t, { migrated: false })
-  await ensure(fresh)
-  const made = readFileSync(fresh.rolesFile, 'utf8')
+  const fresh = await freshDatabase(t, { migrated: false });
+  await ensure(fresh);
+  const made = readFileSync(fresh.rolesFile, 'utf8');
   await asOwner(fresh, async (client) => {
-    const relay = quoteIdentifier(roleName(fresh.database, 'relay'))
-    await client.query(`REVOKE ALL ON DATABASE ${quoteIdentifier(fresh.database)} FROM ${relay}`)
-    await client.query(`DROP ROLE ${relay}`)
-  })
-  await ensure(fresh)
-  t.equal(readFileSync(fresh.rolesFile, 'utf8'), made)
-  await t.resolves(withClient(fresh.connect('relay'), (client) => client.query('SELECT 1')))
-})
+    const relay = quoteIdentifier(roleName(fresh.database, 'relay'));
+    await client.query(`REVOKE ALL ON DATABASE ${quoteIdentifier(fresh.database)} FROM ${relay}`);
+    await client.query(`DROP ROLE ${relay}`);
+  });
+  await ensure(fresh);
+  t.equal(readFileSync(fresh.rolesFile, 'utf8'), made);
+  await t.resolves(withClient(fresh.connect('relay'), (client) => client.query('SELECT 1')));
+});
 
 t.test('another database is closed to the roles of this one', async (t) => {
-  const [one, other] = [await freshDatabase(t, { migrated: false }), await freshDatabase(t, { migrated: false })]
-  await ensure(one)
-  await ensure(other)
-  const config = connectionFor('tokenize', { adminUrl: one.adminUrl, file: one.rolesFile })
-  await t.rejects(withClient({ ...config, connectionString: withDatabase(config.connectionString!, other.database) }, (client) => client.query('SELECT 1')), { code: '42501' })
-})
+  const [one, other] = [await freshDatabase(t, { migrated: false }), await freshDatabase(t, { migrated: false })];
+  await ensure(one);
+  await ensure(other);
+  const config = connectionFor('tokenize', { adminUrl: one.adminUrl, file: one.rolesFile });
+  await t.rejects(
+    withClient({ ...config, connectionString: withDatabase(config.connectionString!, other.database) }, (client) => client.query('SELECT 1')),
+    { code: '42501' },
+  );
+});
 
 t.test('roles without their passwords, a readable file, a broken file and a role with rights are refused', async (t) => {
-  const fresh = await freshDatabase(t, { migrated: false })
-  await ensure(fresh)
-  const made = readFileSync(fresh.rolesFile, 'utf8')
+  const fresh = await freshDatabase(t, { migrated: false });
+  await ensure(fresh);
+  const made = readFileSync(fresh.rolesFile, 'utf8');
 
-  chmodSync(fresh.rolesFile, 0o640)
-  await t.rejects(ensure(fresh), { message: /is open to other users: chmod 600 it$/ })
-  rmSync(fresh.rolesFile)
-  await t.rejects(ensure(fresh), { message: /has no password for it: copy the file/ })
-  t.notOk(existsSync(fresh.rolesFile), 'no new password is made, which would lock the other home out')
-  writeFileSync(fresh.rolesFile, made.slice(0, 100), { mode: 0o600 })
-  t.ok(await ensure(fresh).then(() => false, (error: Error) => error.message.endsWith('restore it from a backup')), 'and the message does not repeat what the file holds')
-  writeFileSync(fresh.rolesFile, made, { mode: 0o600 })
+  chmodSync(fresh.rolesFile, 0o640);
+  await t.rejects(ensure(fresh), { message: /is open to other users: chmod 600 it$/ });
+  rmSync(fresh.rolesFile);
+  await t.rejects(ensure(fresh), { message: /has no password for it: copy the file/ });
+  t.notOk(existsSync(fresh.rolesFile), 'no new password is made, which would lock the other home out');
+  writeFileSync(fresh.rolesFile, made.slice(0, 100), { mode: 0o600 });
+  t.ok(
+    await ensure(fresh).then(
+      () => false,
+      (error: Error) => error.message.endsWith('restore it from a backup'),
+    ),
+    'and the message does not repeat what the file holds',
+  );
+  writeFileSync(fresh.rolesFile, made, { mode: 0o600 });
 
-  await asOwner(fresh, (client) => client.query(`ALTER ROLE ${quoteIdentifier(roleName(fresh.database, 'relay'))} CREATEROLE`))
-  await t.rejects(ensure(fresh), { message: /_relay has more rights than Cofre gives/ })
-})
+  await asOwner(fresh, (client) => client.query(`ALTER ROLE ${quoteIdentifier(roleName(fresh.database, 'relay'))} CREATEROLE`));
+  await t.rejects(ensure(fresh), { message: /_relay has more rights than Cofre gives/ });
+});
 
 t.test('a user without CREATEROLE is told so, before anything is written', async (t) => {
-  const fresh = await freshDatabase(t, { migrated: false })
+  const fresh = await freshDatabase(t, { migrated: false });
   await asOwner(fresh, async (client) => {
-    const weak = quoteIdentifier(`${fresh.database}_weak`)
-    await client.query(`CREATE ROLE ${weak}; GRANT ${weak} TO current_user; SET ROLE ${weak}`)
-    await t.rejects(ensureRoles(client, { database: fresh.database, file: fresh.rolesFile }), { message: /lacks CREATEROLE/ })
-    await client.query(`RESET ROLE; DROP ROLE ${weak}`)
-  })
-  t.notOk(existsSync(fresh.rolesFile))
-})
+    const weak = quoteIdentifier(`${fresh.database}_weak`);
+    await client.query(`CREATE ROLE ${weak}; GRANT ${weak} TO current_user; SET ROLE ${weak}`);
+    await t.rejects(ensureRoles(client, { database: fresh.database, file: fresh.rolesFile }), { message: /lacks CREATEROLE/ });
+    await client.query(`RESET ROLE; DROP ROLE ${weak}`);
+  });
+  t.notOk(existsSync(fresh.rolesFile));
+});
 
 t.test('a name that PostgreSQL would cut is refused', async (t) => {
-  t.equal(roleName('d'.repeat(52), 'detokenize').length, 63)
-  t.throws(() => roleName('d'.repeat(53), 'tokenize'), { message: /longer than 52 bytes/ })
-  t.equal(quoteIdentifier('a"b'), '"a""b"')
-})
+  t.equal(roleName('d'.repeat(52), 'detokenize').length, 63);
+  t.throws(() => roleName('d'.repeat(53), 'tokenize'), { message: /longer than 52 bytes/ });
+  t.equal(quoteIdentifier('a"b'), '"a""b"');
+});
 
 t.test('a database URL is understood with a host and with a socket, and a bad one is not repeated', async (t) => {
-  t.equal(databaseOf('postgresql://u:p@db.internal:5432/vault?sslmode=verify-full'), 'vault')
-  t.equal(databaseOf('postgresql://u:p@/vault?host=%2Frun%2Fpg'), 'vault')
-  t.equal(withDatabase('postgresql://u:p@/vault?host=%2Frun%2Fpg', 'other'), 'postgresql://u:p@/other?host=%2Frun%2Fpg')
+  t.equal(databaseOf('postgresql://u:p@db.internal:5432/vault?sslmode=verify-full'), 'vault');
+  t.equal(databaseOf('postgresql://u:p@/vault?host=%2Frun%2Fpg'), 'vault');
+  t.equal(withDatabase('postgresql://u:p@/vault?host=%2Frun%2Fpg', 'other'), 'postgresql://u:p@/other?host=%2Frun%2Fpg');
   for (const bad of ['', 'mysql://u:secret@h/d', 'postgresql://u:secret@h:port/d', 'postgresql://u:secret@h/']) {
-    t.throws(() => databaseOf(bad), { message: /^the database URL (is not of the form postgresql:\/\/user:password@host:5432\/database|names no database)$/ })
+    t.throws(() => databaseOf(bad), { message: /^the database URL (is not of the form postgresql:\/\/user:password@host:5432\/database|names no database)$/ });
   }
-})
+});
 
 t.test('a server that could lose what it acknowledged is refused', async (t) => {
-  const fresh = await freshDatabase(t, { migrated: false })
+  const fresh = await freshDatabase(t, { migrated: false });
   await asOwner(fresh, async (client) => {
-    await t.resolves(assertDurable(client))
-    await client.query('SET synchronous_commit = local')
-    await t.resolves(assertDurable(client))
-    await client.query('SET synchronous_commit = off')
-    await t.rejects(assertDurable(client), { message: /synchronous_commit=off, so acknowledged tokens could be lost/ })
-  })
-})
+    await t.resolves(assertDurable(client));
+    await client.query('SET synchronous_commit = local');
+    await t.resolves(assertDurable(client));
+    await client.query('SET synchronous_commit = off');
+    await t.rejects(assertDurable(client), { message: /synchronous_commit=off, so acknowledged tokens could be lost/ });
+  });
+});
