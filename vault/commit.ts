@@ -55,6 +55,8 @@ export interface CommitLimits {
 /** What is worth measuring; implemented by the telemetry adapter. None of these may throw. */
 export interface CommitObserver {
   queued(depth: number): void;
+  /** How long the operation at the head of a group had waited for its transaction. */
+  waited(ms: number): void;
   committed(calls: number, weight: number, ms: number): void;
   /** A transaction that did not commit, by consequence: `conflict`, `refused`, `poison`, `lost`, `commit_unknown`, `buried`, `found_committed`. */
   disturbed(kind: string, error: unknown): void;
@@ -207,6 +209,7 @@ export class GroupCommit<Operation, Outcome> {
         continue;
       }
       const group = this.#take();
+      if (group.length > 0) this.#options.observer.waited(performance.now() - group[0]!.since);
       if (group.length > 0) await this.#commitGroup(group);
     }
     await this.#stop();

@@ -17,6 +17,7 @@ import type { Policy, Purpose } from './policy.ts';
 import type { Decision } from './policy.ts';
 import { debitQuotas, secondsToNextMinute } from './quota.ts';
 import type { Tenant, Tenants } from './tenants.ts';
+import type { StageObserver } from './tokenize.ts';
 import { effectiveStatus, expiryText, rowIsGenuine } from './token-view.ts';
 import { parseToken } from './token.ts';
 import { secretBytes } from '../hsm/secret-bytes.ts';
@@ -31,6 +32,7 @@ export interface DetokenizeDeps {
   readonly policy: Policy;
   readonly tenants: Tenants;
   readonly now: () => Date;
+  readonly stages: StageObserver;
   /** Detokenize calls that `subject` may make in a minute; null for no limit. */
   quotaOf(spiffeId: string, purpose: Purpose): number | null;
   /** Commits through a writer whose role may detokenize. */
@@ -96,11 +98,13 @@ export async function detokenize(deps: DetokenizeDeps, call: Call, input: Detoke
   const { row } = outcome;
   const binding = { tenant: tenant.name, cardId: row.cardId };
   let digits: Buffer | null = null;
+  const openingSince = performance.now();
   try {
     const { cipher } = tenant.keys;
     const opened = await cipher.open(receipt, 'pan', row.sealedPan, binding);
     digits = opened;
     const name = row.sealedName === null ? null : await cipher.open(receipt, 'name', row.sealedName, binding);
+    deps.stages.keyWork('open', performance.now() - openingSince);
     return answerBody({ digits: opened, name, expiry: expiryText(row.expiry) });
   } catch (error) {
     const code: ErrorCode = error instanceof HsmError && error.retryable ? 'hsm_unavailable' : 'internal';

@@ -33,6 +33,11 @@ export interface TokenizeInput {
   readonly metadata?: Readonly<Record<string, string | number | boolean>>;
 }
 
+/** Told how long the work with keys took, in ms, the HSM's part included. Must not throw. */
+export interface StageObserver {
+  keyWork(stage: 'seal' | 'open', ms: number): void;
+}
+
 export type TokenizeAnswer = TokenView & { readonly created: boolean };
 
 export interface TokenizeDeps {
@@ -40,6 +45,7 @@ export interface TokenizeDeps {
   readonly tenants: Tenants;
   readonly random: RandomBytes;
   readonly now: () => Date;
+  readonly stages: StageObserver;
   /** Commits through a writer whose role may tokenize. */
   commit(operation: TokenizeOperation): Promise<Committed<TokenizeOutcome>>;
 }
@@ -97,7 +103,9 @@ export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, 
 
   // 4. Seal and fingerprint, before any database work: the HSM never holds up a connection or a lock.
   // A crash here leaves nothing behind.
+  const sealingSince = performance.now();
   let item = await sealItem(deps, tenant, pan, input, reuse);
+  deps.stages.keyWork('seal', performance.now() - sealingSince);
   if (idempotencyKey !== null) item = { ...item, idempotency: idempotencyOf(tenant, call, input, reuse, item.card.fingerprint, idempotencyKey) };
 
   // 5. Commit, together with whoever waits at the same moment. The first round tells whether the card is known; only a

@@ -8,6 +8,9 @@ export interface Metrics {
   /** One answered request. `outcome` is `ok` or an error code. */
   answered(action: string, outcome: string, durationSeconds: number): void;
   queued(role: string, depth: number): void;
+  waited(role: string, durationMs: number): void;
+  /** Sealing and fingerprinting a card, or opening one. */
+  keyWork(stage: string, durationMs: number): void;
   committed(role: string, calls: number, durationMs: number): void;
   disturbed(role: string, kind: string): void;
   connection(kind: string): void;
@@ -22,6 +25,8 @@ export function createMetrics(): Metrics {
   collectDefaultMetrics({ register: registry });
   const requests = new Histogram({ name: 'cofre_request_seconds', help: 'Time from a request\'s head to its answer, by operation and outcome.', labelNames: ['operation', 'outcome'], buckets: seconds, registers: [registry] });
   const queue = new Gauge({ name: 'cofre_commit_queue', help: 'Calls that wait for a transaction.', labelNames: ['role'], registers: [registry] });
+  const waits = new Histogram({ name: 'cofre_commit_wait_seconds', help: 'How long the first call of a transaction had waited for it.', labelNames: ['role'], buckets: seconds, registers: [registry] });
+  const keys = new Histogram({ name: 'cofre_key_work_seconds', help: 'Time of sealing and fingerprinting a card (seal), or of opening one (open), the HSM included.', labelNames: ['stage'], buckets: [0.00002, 0.00005, 0.0001, 0.0002, 0.0005, ...seconds], registers: [registry] });
   const commits = new Histogram({ name: 'cofre_commit_seconds', help: 'Time of a transaction from BEGIN to the answer to COMMIT.', labelNames: ['role'], buckets: seconds, registers: [registry] });
   const sizes = new Histogram({ name: 'cofre_commit_calls', help: 'Calls that shared a transaction.', labelNames: ['role'], buckets: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], registers: [registry] });
   const disturbances = new Counter({ name: 'cofre_commit_disturbed_total', help: 'Transactions that did not commit at once, by what became of them.', labelNames: ['role', 'kind'], registers: [registry] });
@@ -31,6 +36,8 @@ export function createMetrics(): Metrics {
     registry,
     answered: (action, outcome, durationSeconds) => requests.observe({ operation: action, outcome }, durationSeconds),
     queued: (role, depth) => queue.set({ role }, depth),
+    waited: (role, durationMs) => waits.observe({ role }, durationMs / 1000),
+    keyWork: (stage, durationMs) => keys.observe({ stage }, durationMs / 1000),
     committed(role, calls, durationMs) {
       commits.observe({ role }, durationMs / 1000);
       sizes.observe({ role }, calls);

@@ -100,7 +100,7 @@ export class Bench {
       execute: executor(),
       failureEntry: (op, code, now) => entryOf(op, now, code),
       limits: { ...limits, ...options.limits },
-      observer: { queued: () => undefined, committed: (calls) => void told.committedCalls.push(calls), disturbed: (kind) => void told.disturbances.push(kind) },
+      observer: { queued: () => undefined, waited: () => undefined, committed: (calls) => void told.committedCalls.push(calls), disturbed: (kind) => void told.disturbances.push(kind) },
       now: options.now ?? (() => new Date()),
       startDetail: {},
       onHead: (head, closed) => void told.heads.push({ number: head.number, closed }),

@@ -195,7 +195,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   await addOpenApi(api, apiVersion);
   if (tokenizing !== null) {
     addTokenizingRoutes(api, {
-      tokenize: { policy, tenants, now, random: pooledRandom(), commit: (operation) => tokenizing.commit(operation) as Promise<Committed<TokenizeOutcome>> },
+      tokenize: { policy, tenants, now, stages: metrics, random: pooledRandom(), commit: (operation) => tokenizing.commit(operation) as Promise<Committed<TokenizeOutcome>> },
       lookUp: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation) as Promise<Committed<LookUpOutcome>> },
     });
   }
@@ -205,6 +205,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       policy,
       tenants,
       now,
+      stages: metrics,
       quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
       commit: (operation) => detokenizing.commit(operation) as Promise<Committed<DetokenizeOutcome>>,
       record: async (operation, code) => void (await detokenizing.commit({ kind: 'entry', entry: detokenizeEntry(operation, code) })),
@@ -275,6 +276,7 @@ async function prepareDatabase(adminUrl: string, roleFile: string, config: Confi
 function observeWriter(role: string, metrics: Metrics, log: Log) {
   return {
     queued: (depth: number) => metrics.queued(role, depth),
+    waited: (ms: number) => metrics.waited(role, ms),
     committed: (calls: number, _weight: number, ms: number) => metrics.committed(role, calls, ms),
     disturbed(kind: string, error: unknown) {
       metrics.disturbed(role, kind);
