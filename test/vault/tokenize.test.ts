@@ -1,0 +1,157 @@
+/** Tokenize over a real PostgreSQL with keys in memory: what many calls in one transaction, and several writers at once, make of the same cards. */
+import { createHmac, createSecretKey, randomUUID } from 'node:crypto';
+import t, { type Test } from 'tap';
+import type { TenantKeys } from '../../hsm/keyring.ts';
+import { adminConnection } from '../../platform-adapters/postgres/connect.ts';
+import { createWriterConnector } from '../../platform-adapters/postgres/writer-connector.ts';
+import type { Call } from '../../vault/call.ts';
+import { GroupCommit } from '../../vault/commit.ts';
+import { VaultError } from '../../vault/errors.ts';
+import { Pan } from '../../vault/pan.ts';
+import { Tenants } from '../../vault/tenants.ts';
+import { pooledRandom } from '../../vault/token.ts';
+import { tokenize, type TokenizeAnswer, type TokenizeDeps, type TokenizeInput } from '../../vault/tokenize.ts';
+import { executeTokenizing, failureEntry, type TokenizingOperation, type TokenizingOutcome } from '../../vault/transaction.ts';
+import { cardDigits, cardNumber } from '../support/cards.ts';
+import { freshDatabase, withClient, type FreshDatabase } from '../support/database.ts';
+import { limits, origin, testSigner } from '../support/group-commit.ts';
+
+/** A tenant's keys without an HSM. What is sealed here is only looked at, never opened. */
+const keys: TenantKeys = {
+  domain: 'acme',
+  fingerprintVersion: 1,
+  rowMacKey: createSecretKey(Buffer.alloc(32, 1)),
+  fingerprint: { compute: (tenant, digits) => createHmac('sha256', 'key').update(`${tenant}\0`).update(digits).digest() },
+  cipher: {
+    seal: (kind, plaintext, { cardId }) => Buffer.concat([Buffer.from(`${kind} of `), cardId, plaintext]),
+    open: () => {
+      throw new Error('tokenize opens nothing');
+    },
+  },
+};
+const call: Omit<Call, 'requestId' | 'at'> = { caller: { spiffeId: 'spiffe://cofre.dev/tenant/acme/service/checkout', tenant: 'acme', service: 'checkout', serial: '1f', notAfter: new Date('2030-01-01') }, from: '127.0.0.1' };
+
+interface Vault {
+  /** Tokenizes the n-th card. */
+  readonly tokenize: (card: number, input?: TokenizeInput, key?: string) => Promise<TokenizeAnswer>;
+  readonly errors: { readonly kind: string; readonly code: unknown }[];
+}
+
+async function vault(t: Test, database: FreshDatabase): Promise<Vault> {
+  const errors: { kind: string; code: unknown }[] = [];
+  const writer = await GroupCommit.open<TokenizingOperation, TokenizingOutcome>({
+    role: 'tokenize',
+    origin,
+    connector: createWriterConnector(database.connect('tokenize'), { connectTimeoutMs: 5000, queryTimeoutMs: 15_000 }),
+    signer: testSigner,
+    execute: executeTokenizing,
+    failureEntry: (operation, code) => failureEntry(operation, code),
+    limits,
+    observer: { queued: () => undefined, waited: () => undefined, committed: () => undefined, disturbed: (kind, error) => void errors.push({ kind, code: (error as { code?: unknown } | null)?.code }) },
+    now: () => new Date(),
+    startDetail: {},
+    onHead: () => undefined,
+  });
+  t.teardown(() => writer.close(2000));
+  const deps = {
+    policy: { decide: () => ({ allowed: true, policyIds: [] }) },
+    tenants: new Tenants([{ id: 1, name: 'acme', keys }]),
+    random: pooledRandom(),
+    now: () => new Date(),
+    stages: { keyWork: () => undefined },
+    commit: (operation: TokenizingOperation) => writer.commit(operation),
+  } as unknown as TokenizeDeps;
+  return {
+    errors,
+    tokenize: async (card, input = {}, key) => {
+      const digits = Buffer.alloc(cardDigits);
+      cardNumber(card, digits);
+      using pan = Pan.parse(digits);
+      return await tokenize(deps, { ...call, requestId: randomUUID(), at: new Date() }, pan, input, key ?? null);
+    },
+  };
+}
+
+const rows = async (database: FreshDatabase, sql: string): Promise<Record<string, unknown>[]> => (await withClient(adminConnection(database.adminUrl), (client) => client.query<Record<string, unknown>>(sql))).rows;
+const count = async (database: FreshDatabase, table: string): Promise<unknown> => (await rows(database, `SELECT count(*)::int AS n FROM ${table}`))[0]!['n'];
+
+t.test('twins of a new card in one transaction are one card with one token, made once', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  const answers = await Promise.all(Array.from({ length: 10 }, () => tokenize(1)));
+  t.equal(new Set(answers.map((answer) => answer.token)).size, 1);
+  t.same(answers.map((answer) => answer.created), [true, ...Array.from({ length: 9 }, () => false)]);
+  t.equal(await count(database, 'cards'), 1);
+});
+
+t.test('twins that want a token each get one each of one card', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  const answers = await Promise.all([tokenize(1), ...Array.from({ length: 5 }, (_, i) => tokenize(1, { reuse: false }, `key ${i}`)), tokenize(1)]);
+  t.equal(new Set(answers.map((answer) => answer.token)).size, 6);
+  t.equal(new Set(answers.map((answer) => answer.card_id)).size, 1);
+  t.same(answers.map((answer) => answer.created), [true, true, true, true, true, true, false]);
+  t.equal(answers.at(-1)!.token, answers[0].token);
+  t.same([await count(database, 'cards'), await count(database, 'tokens')], [1, 5]);
+});
+
+t.test('of several expiries for one card in one transaction the last stands, and each answer says its own', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  for (const round of ['a new card', 'a known card']) {
+    const answers = await Promise.all([tokenize(1, { expiry: '2028-01' }), tokenize(1, { expiry: '2029-02' }), tokenize(1), tokenize(1, { expiry: '2028-01' }), tokenize(1, { expiry: '2030-03' })]);
+    t.same(answers.map((answer) => answer.expiry), ['2028-01', '2029-02', '2029-02', '2028-01', '2030-03'], round);
+    t.same(await rows(database, 'SELECT expiry FROM cards'), [{ expiry: 203_003 }]);
+  }
+});
+
+t.test('a name for a known card is sealed for that card, and an absent one leaves it', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  const [first] = await Promise.all([tokenize(1), tokenize(1, { cardholder: 'Second' }), tokenize(1, { expiry: '2030-03' })]);
+  await tokenize(1, { expiry: '2031-04' });
+  const [card] = await rows(database, 'SELECT card_id, sealed_name, expiry FROM cards');
+  t.equal(`card_${(card!['card_id'] as Buffer).toString('hex')}`, first.card_id);
+  t.same(card!['sealed_name'], Buffer.concat([Buffer.from('name of '), card!['card_id'] as Buffer, Buffer.from('Second')]));
+  t.equal(card!['expiry'], 203_104);
+});
+
+t.test('two writers that meet over the same cards in other orders wait for one another and never in a circle', async (t) => {
+  const database = await freshDatabase(t);
+  const writers = [await vault(t, database), await vault(t, database)];
+  const cards = Array.from({ length: 30 }, (_, n) => n);
+  const tokens = new Map<number, Set<string>>();
+  let created = 0;
+  for (let round = 0; round < 12; round += 1) {
+    await Promise.all(
+      writers.flatMap((writer, w) => {
+        const order = w === 0 ? cards : cards.toReversed();
+        return order.map(async (card) => {
+          const input: TokenizeInput = (card + w) % 2 === 0 ? { expiry: `20${30 + round}-0${w + 1}` } : { cardholder: `${round}` };
+          // Every third call of a round has a key that the other writer uses as well.
+          const answer = await writer.tokenize(card, card % 3 === 0 ? {} : input, card % 3 === 0 ? `round ${round} card ${card}` : undefined);
+          tokens.set(card, (tokens.get(card) ?? new Set()).add(answer.token));
+          if (answer.created && card % 3 !== 0) created += 1;
+        });
+      }),
+    );
+  }
+  t.ok([...tokens.values()].every((each) => each.size === 1), 'one token a card');
+  t.equal(tokens.size, 30);
+  t.equal(created, 20, 'each made once');
+  t.equal(await count(database, 'cards'), 30);
+  t.same(writers.flatMap(({ errors }) => errors).filter(({ code }) => code === '40P01'), [], 'no deadlock');
+});
+
+t.test('one Idempotency-Key on two writers at once makes one token', async (t) => {
+  const database = await freshDatabase(t);
+  const writers = [await vault(t, database), await vault(t, database)];
+  for (let round = 0; round < 10; round += 1) {
+    const answers = await Promise.all(Array.from({ length: 8 }, (_, i) => writers[i % 2]!.tokenize(5, { reuse: false }, `key ${round}`)));
+    t.equal(new Set(answers.map((answer) => answer.token)).size, 1);
+  }
+  t.equal(Number(await count(database, 'cards')) + Number(await count(database, 'tokens')), 10);
+  const conflict = await writers[0]!.tokenize(6, { reuse: false }, 'key 0').catch((error: unknown) => error);
+  t.match(conflict, { code: 'idempotency_conflict' });
+  t.ok(conflict instanceof VaultError && conflict.recorded, 'and the log says so');
+});
