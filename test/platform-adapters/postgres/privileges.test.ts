@@ -1,0 +1,142 @@
+/** What the database lets each role do with each table, and that it lets it do nothing else. */
+import type { Client } from 'pg';
+import t from 'tap';
+import { adminConnection } from '../../../platform-adapters/postgres/connect.ts';
+import { PROCESS_ROLES, roleName, type ProcessRole } from '../../../platform-adapters/postgres/roles.ts';
+import { freshDatabase, withClient } from '../../support/database.ts';
+
+const database = await freshDatabase(t);
+const asOwner = <T>(work: (client: Client) => Promise<T>): Promise<T> => withClient(adminConnection(database.adminUrl), work);
+
+const sealed = ['sealed_pan', 'sealed_name'];
+
+interface Rights {
+  /** Columns, or all of them. */
+  readonly select?: 'all' | 'all but sealed';
+  readonly insert?: 'all' | readonly string[];
+  readonly update?: 'all' | readonly string[];
+  readonly delete?: true;
+}
+
+/** Every right that exists. Whoever adds a table or a grant says so here. */
+const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = {
+  tenants: { tokenize: { select: 'all' }, detokenize: { select: 'all' }, sequencer: { select: 'all' }, relay: { select: 'all' }, admin: { select: 'all', insert: ['name', 'key_domain'] } },
+  key_registry: {
+    tokenize: { select: 'all', insert: 'all', update: ['leased_seals'] },
+    detokenize: { select: 'all', insert: 'all', update: ['leased_seals'] },
+    admin: { select: 'all', insert: 'all', update: ['leased_seals', 'state', 'material', 'row_version', 'mac'] },
+  },
+  cards: { tokenize: { select: 'all but sealed', insert: 'all', update: ['expiry', 'sealed_name'] }, detokenize: { select: 'all' } },
+  tokens: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all' } },
+  idempotency_keys: { tokenize: { select: 'all', insert: 'all', delete: true } },
+  quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
+  writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
+  batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
+  // Read by every process, to refuse a schema that it does not know.
+  schema_migrations: Object.fromEntries(PROCESS_ROLES.map((role) => [role, { select: 'all' }])),
+};
+
+async function columnsOf(table: string): Promise<string[]> {
+  return await asOwner(async (client) => (await client.query<{ name: string }>("SELECT column_name::text AS name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = $1 ORDER BY 1", [table])).rows.map((row) => row.name));
+}
+
+await t.test('the table of rights names every table there is', async (t) => {
+  const tables = await asOwner(async (client) => (await client.query<{ name: string }>("SELECT relname::text AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')")).rows.map((row) => row.name));
+  t.same(tables.sort(), Object.keys(granted).sort());
+});
+
+await t.test('each role has on each column of each table exactly the rights of the table', async (t) => {
+  const wrong: string[] = [];
+  let looked = 0;
+  for (const [table, roles] of Object.entries(granted)) {
+    const columns = await columnsOf(table);
+    for (const role of PROCESS_ROLES) {
+      const rights: Rights = roles[role] ?? {};
+      const expected = (column: string): Readonly<Record<string, boolean>> => ({
+        SELECT: rights.select === 'all' || (rights.select === 'all but sealed' && !sealed.includes(column)),
+        INSERT: rights.insert === 'all' || rights.insert?.includes(column) === true,
+        UPDATE: rights.update === 'all' || rights.update?.includes(column) === true,
+        REFERENCES: false,
+      });
+      await asOwner(async (client) => {
+        for (const column of columns) {
+          for (const [right, may] of Object.entries(expected(column))) {
+            const { rows } = await client.query<{ may: boolean }>('SELECT has_column_privilege($1, $2, $3, $4) AS may', [roleName(database.database, role), table, column, right]);
+            looked += 1;
+            if (rows[0]!.may !== may) wrong.push(`${role} ${rows[0]!.may ? 'may' : 'may not'} ${right} ${table}.${column}`);
+          }
+        }
+        for (const [right, may] of [['DELETE', rights.delete === true], ['TRUNCATE', false], ['TRIGGER', false]] as const) {
+          const { rows } = await client.query<{ may: boolean }>('SELECT has_table_privilege($1, $2, $3) AS may', [roleName(database.database, role), table, right]);
+          if (rows[0]!.may !== may) wrong.push(`${role} ${rows[0]!.may ? 'may' : 'may not'} ${right} ${table}`);
+        }
+      });
+    }
+  }
+  t.same(wrong, []);
+  t.ok(looked > 500, `${looked} questions`);
+});
+
+/** Statements that no process of the role may run: what a stolen host would try first. */
+const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
+  tokenize: [
+    'SELECT sealed_pan FROM cards',
+    'SELECT sealed_name FROM cards',
+    'SELECT * FROM cards',
+    'SELECT count(sealed_pan) FROM cards',
+    'SELECT 1 FROM cards WHERE sealed_pan IS NOT NULL',
+    'INSERT INTO cards SELECT * FROM cards RETURNING sealed_pan',
+    "UPDATE cards SET sealed_name = sealed_pan",
+    "UPDATE cards SET sealed_pan = ''",
+    "UPDATE cards SET status = 0",
+    "UPDATE cards SET fingerprint = ''",
+    'UPDATE cards SET expiry = 1 RETURNING sealed_name',
+    'COPY cards TO STDOUT',
+    'DELETE FROM cards',
+    'SELECT * FROM cards FOR UPDATE',
+    "UPDATE tokens SET card_token = ''",
+    'DELETE FROM tokens',
+    'SELECT * FROM quota_usage',
+    'UPDATE key_registry SET material = mac',
+    'DELETE FROM key_registry',
+    'CREATE TABLE mine (n int)',
+    'CREATE FUNCTION peek() RETURNS int LANGUAGE sql AS $$ SELECT 1 $$',
+    "COPY cards TO PROGRAM 'true'",
+    "SELECT pg_read_file('postgresql.conf')",
+    'DROP TRIGGER batches_append_only ON batches',
+    'ALTER TABLE batches DISABLE TRIGGER ALL',
+    'SET session_replication_role = replica',
+  ],
+  detokenize: ['INSERT INTO cards SELECT * FROM cards', "UPDATE cards SET status = 0", 'DELETE FROM cards', "UPDATE tokens SET status = 0", 'INSERT INTO tokens SELECT * FROM tokens', 'SELECT * FROM idempotency_keys', 'UPDATE key_registry SET state = state', 'CREATE TABLE mine (n int)', 'SET session_replication_role = replica'],
+  sequencer: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'INSERT INTO batches SELECT * FROM batches', 'INSERT INTO writers SELECT * FROM writers', 'CREATE TABLE mine (n int)'],
+  relay: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'SELECT * FROM batches', 'SELECT * FROM idempotency_keys', 'CREATE TABLE mine (n int)'],
+  admin: ['SELECT 1 FROM cards', 'SELECT sealed_pan FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM quota_usage', 'UPDATE quota_usage SET used = 0', "UPDATE tenants SET name = ''", 'DELETE FROM key_registry', 'CREATE TABLE mine (n int)'],
+};
+
+for (const role of PROCESS_ROLES) {
+  await t.test(`a process of the role ${role} is refused what is not its business`, async (t) => {
+    const log = ['UPDATE batches SET entry_count = 0', 'DELETE FROM batches', 'TRUNCATE batches', 'UPDATE writers SET role = role', 'DELETE FROM writers', 'TRUNCATE writers, batches', 'SELECT * FROM batches FOR UPDATE', `SET ROLE ${roleName(database.database, role === 'admin' ? 'detokenize' : 'admin')}`];
+    await withClient(database.connect(role), async (client) => {
+      for (const statement of [...forbidden[role], ...log]) await t.rejects(client.query(statement), { code: '42501' }, statement);
+    });
+  });
+}
+
+await t.test('not even the owner of the tables changes the log without taking its guard away', async (t) => {
+  await asOwner(async (client) => {
+    for (const table of ['batches', 'writers']) {
+      const column = table === 'batches' ? 'kind' : 'role';
+      for (const statement of [`UPDATE ${table} SET ${column} = ${column}`, `DELETE FROM ${table}`, `TRUNCATE ${table} CASCADE`]) await t.rejects(client.query(statement), { code: 'P0001', message: 'the log is append only' }, statement);
+    }
+  });
+});
+
+await t.test('what a role may do, it can: each grant is one that a statement uses', async (t) => {
+  await withClient(database.connect('tokenize'), async (client) => {
+    for (const statement of ['SELECT token, fingerprint, token_mac FROM cards', 'UPDATE cards SET expiry = 203001, sealed_name = NULL WHERE false', 'DELETE FROM idempotency_keys', 'SELECT * FROM batches']) await t.resolves(client.query(statement), statement);
+  });
+  await withClient(database.connect('detokenize'), async (client) => {
+    for (const statement of ['SELECT * FROM cards', 'SELECT * FROM tokens', 'DELETE FROM quota_usage']) await t.resolves(client.query(statement), statement);
+  });
+  await withClient(database.connect('sequencer'), (client) => t.resolves(client.query('SELECT * FROM batches JOIN writers USING (writer)')));
+});
