@@ -53,8 +53,9 @@ export async function insertTombstone(client: ClientBase, tombstone: Batch, lost
 }
 
 /** A writer's batches in order, read in pages of `pageSize` rows. @throws Error at a batch of a kind that was never written. */
-export async function* readBatches(client: ClientBase, writer: bigint, pageSize = 500): AsyncGenerator<Batch> {
-  let after = -1n;
+export async function* readBatches(client: ClientBase, writer: bigint, options: { readonly after?: bigint; readonly pageSize?: number } = {}): AsyncGenerator<Batch> {
+  const { pageSize = 500 } = options;
+  let { after = -1n } = options;
   for (;;) {
     const page = await client.query<BatchRow>({
       text: `SELECT number, kind, formed_at, entry_count, previous, bundle, signature

@@ -15,7 +15,7 @@ const OLDEST = [24, 12];
 export const HARDENING_FLAGS = ['--disable-sigusr1'];
 
 /** Options that open the process's memory to others or write it to disk. NODE_OPTIONS reaches every Node below us, so they are refused there. */
-const UNSAFE_OPTION = /--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof\b|trace-event|perf-)/;
+const UNSAFE_OPTION = /--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof\b|trace-event|trace-tls|tls-keylog|insecure-http-parser|perf-)/;
 
 /** Returns the folder of the npm package that carries Node 24 for this machine. */
 export function nodePackage() {

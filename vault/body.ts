@@ -216,37 +216,48 @@ function scanString(body: Uint8Array, start: number, end: number): Found {
 
 const DIGITS = secretBytes(MAX_PAN_DIGITS);
 
-/** Whether the JSON number body[start, end) is written with, or has as its whole part, the digits of a card number. */
+/**
+ * Whether the JSON number body[start, end) is written with the digits of a card number, or could be one as its whole part once
+ * JSON.parse has rounded it: 4111111111111110.99999999 becomes a card number there, so any fraction behind 12 to 20 whole digits
+ * is enough.
+ */
 function isCardNumber(body: Uint8Array, start: number, end: number): boolean {
   if (numberDigits >= MIN_DIGITS && scanString(body, start, end) !== 0) return true;
-  if (!hasExponent) return false;
-  // As exact decimal: `digits` of the mantissa without leading zeros, of which `whole` stand before the point.
+  // Digits of the mantissa without leading zeros, of which `whole` stand before the point.
   let digits = 0;
   let whole = 0;
   let afterPoint = false;
   let i = start;
-  for (; (body[i]! | 0x20) !== 0x65; i++) {
+  for (; i < end && (body[i]! | 0x20) !== 0x65; i++) {
     const digit = body[i]! - 0x30;
     if (body[i] === 0x2e) afterPoint = true;
     else if (digit >= 0 && digit <= 9) {
       if (digits > 0 || digit !== 0) {
-        if (digits < MAX_PAN_DIGITS) DIGITS[digits] = body[i]!;
         digits++;
         if (!afterPoint) whole++;
       } else if (afterPoint) whole--;
     }
   }
+  if (!afterPoint && !hasExponent) return false;
   let exponent = 0;
   const isNegative = body[i + 1] === 0x2d;
   for (i++; i < end; i++) if (body[i]! >= 0x30) exponent = Math.min(exponent * 10 + body[i]! - 0x30, 1e9);
   whole += isNegative ? -exponent : exponent;
-  let found = false;
-  if (digits > 0 && whole >= MIN_DIGITS && whole <= MAX_PAN_DIGITS) {
-    if (digits < whole) DIGITS.fill(0x30, digits, whole);
-    let prefix = 0;
-    for (let k = 0; k < 6; k++) prefix = prefix * 10 + DIGITS[k]! - 0x30;
-    found = luhn(DIGITS, 0, whole) && isIssuedPrefix(prefix, whole);
+  if (digits === 0 || whole < MIN_DIGITS || whole > MAX_PAN_DIGITS + 1) return false;
+  return digits > whole || isWholeCardNumber(body, start, end, digits, whole);
+}
+
+/** Whether the number body[start, end), whose `digits` digits fill `whole` places up with zeros, is a card number. */
+function isWholeCardNumber(body: Uint8Array, start: number, end: number, digits: number, whole: number): boolean {
+  if (whole > MAX_PAN_DIGITS) return false;
+  DIGITS.fill(0x30, 0, whole);
+  for (let i = start, k = 0; i < end && k < digits; i++) {
+    const byte = body[i]!;
+    if (byte >= 0x30 && byte <= 0x39 && (k > 0 || byte !== 0x30)) DIGITS[k++] = byte;
   }
+  let prefix = 0;
+  for (let k = 0; k < 6; k++) prefix = prefix * 10 + DIGITS[k]! - 0x30;
+  const found = luhn(DIGITS, 0, whole) && isIssuedPrefix(prefix, whole);
   DIGITS.fill(0);
   return found;
 }

@@ -118,6 +118,7 @@ export class GroupCommit<Operation, Outcome> {
   readonly #expiry: NodeJS.Timeout;
   /** Since when (monotonic, ms) the writer has had no usable session; null while it has one. */
   #awaySince: number | null = null;
+  #logRefused = false;
 
   private constructor(options: CommitOptions<Operation, Outcome>, chain: WriterChain, session: WriterSession) {
     this.#options = options;
@@ -155,6 +156,11 @@ export class GroupCommit<Operation, Outcome> {
     return this.#awaySince === null ? 0 : performance.now() - this.#awaySince;
   }
 
+  /** Whether the last batch was refused by the database, so that the log cannot be written although the database answers. */
+  get logRefused(): boolean {
+    return this.#logRefused;
+  }
+
   get depth(): number {
     return this.#queue.length;
   }
@@ -163,7 +169,8 @@ export class GroupCommit<Operation, Outcome> {
    * Resolves once the operation's entry is durably committed.
    *
    * @throws VaultError `overloaded` if too many wait; `store_unavailable` or `audit_unavailable` if nothing was or will be
-   *   written; `outcome_unknown` if that cannot be told in time; `internal` if the operation itself broke its transaction.
+   *   written; `outcome_unknown` if that cannot be told in time; `internal`, whose entry is committed already, if the operation
+   *   itself broke its transaction.
    */
   commit(operation: Operation, weight = 1): Promise<Committed<Outcome>> {
     if (this.#closing) return Promise.reject(new VaultError('overloaded'));
@@ -340,6 +347,7 @@ export class GroupCommit<Operation, Outcome> {
       if (!session.alive() || classify(error) === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
       // The batch was refused, so COMMIT behind it can only have rolled back.
       await committed.catch(() => undefined);
+      this.#logRefused = true;
       return { kind: 'refused', error, code: 'audit_unavailable' };
     }
     try {
@@ -354,6 +362,7 @@ export class GroupCommit<Operation, Outcome> {
 
     // 6. Only now is anything true.
     const receipts = this.#advance(batch);
+    this.#logRefused = false;
     this.#options.observer.committed(members.length, members.reduce((sum, waiting) => sum + waiting.weight, 0), performance.now() - startedMs);
     return { kind: 'committed', outcomes, receipts };
   }
@@ -508,12 +517,12 @@ function answer<Operation, Outcome>(members: readonly Waiting<Operation, Outcome
     const settlement = outcomes[index]!;
     const receipt = settlement.entry === null ? null : receipts[next++]!;
     if (waiting.answered) continue;
-    if (settlement.outcome === null) {
-      fail(waiting, 'internal', waiting.broken?.cause);
-      continue;
-    }
     waiting.answered = true;
-    waiting.resolve({ outcome: settlement.outcome, receipt });
+    if (settlement.outcome === null) {
+      const failure = new VaultError('internal', { cause: waiting.broken?.cause });
+      failure.recorded = true;
+      waiting.reject(failure);
+    } else waiting.resolve({ outcome: settlement.outcome, receipt });
   }
 }
 

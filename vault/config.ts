@@ -13,7 +13,7 @@ import { parse as parseYaml } from 'yaml';
 /** The file, or something that it names, cannot be used. The message is one line for the operator. */
 export class ConfigError extends Error {}
 
-const durationPattern = '^[0-9]{1,9}(ms|s|m|h|d)$';
+const durationPattern = '^[1-9][0-9]{0,8}(ms|s|m|h|d)$';
 const closed = { additionalProperties: false } as const;
 /** A time with its unit, as `250ms`, `30s`, `5m`, `24h` or `7d`. */
 const Duration = (defaultValue: string, description: string) => Type.String({ pattern: durationPattern, default: defaultValue, description });
@@ -67,7 +67,7 @@ export const ConfigSchema = Type.Object(
       origin: Type.String({ pattern: '^[^\\s+]{1,200}$', default: 'cofre.dev/log', description: 'Name of the log, as which the HSM signs.' }),
       level: Type.Enum(['debug', 'info', 'warn', 'error'], { type: 'string', default: 'info', description: 'Of the process\'s own messages, not of the audit log.' }),
     }),
-    tenants: Type.Array(Type.Object({ name: Name, key_domain: Type.Optional(Name) }, closed), { default: [{ name: 'acme' }, { name: 'globex' }], description: 'Owners of cards. A key domain is a tenant\'s own unless named.' }),
+    tenants: Type.Array(Type.Object({ name: Name, key_domain: Type.Optional(Name) }, closed), { minItems: 1, default: [{ name: 'acme' }, { name: 'globex' }], description: 'Owners of cards. A key domain is a tenant\'s own unless named.' }),
     quotas: Type.Array(
       Type.Object({ caller: Type.String({ pattern: '^spiffe://' }), purpose: Type.Enum(['authorization', 'capture', 'refund', 'chargeback'], { type: 'string' }), per_minute: Type.Integer({ minimum: 0, maximum: 1_000_000_000 }) }, closed),
       {
@@ -116,6 +116,12 @@ export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): 
     if (!/^[0-9]{1,5}$/u.test(value) || Number(value) > 65535) throw new ConfigError(`${variable}: is not a port`);
     config.listeners[key] = Number(value);
   }
+  for (const path of durations) {
+    if (milliseconds(textAt(config, path)) > maxDurationMs) throw new ConfigError(`${file}: ${path}: is longer than 24 days`);
+  }
+  const { api_port: api, admin_port: admin, telemetry_port: telemetry } = config.listeners;
+  const ports = [api, admin, telemetry].filter((port) => port !== 0);
+  if (new Set(ports).size < ports.length) throw new ConfigError(`${file}: listeners: two of them have the same port`);
   if (config.profile === 'production') refuseDevelopment(config, file);
   return config;
 }
@@ -149,6 +155,15 @@ function explain(error: { instancePath: string; keyword: string; message: string
   if (error.keyword === 'boolean') return `${at}is not a key that Cofre knows`;
   if (durations.has(path)) return `${at}needs a whole number and a unit: ms, s, m, h or d`;
   return `${at}${error.message}`;
+}
+
+/** What a timer of Node can hold: 2^31 ms and a little less. */
+const maxDurationMs = 24 * 86_400_000;
+
+function textAt(config: Config, path: string): string {
+  let current: unknown = config;
+  for (const part of path.split('.')) current = (current as Record<string, unknown>)[part];
+  return current as string;
 }
 
 /** Paths of the keys that hold a time with a unit. */

@@ -139,7 +139,11 @@ async function readSet(directory: string): Promise<PolicySet> {
   for (const name of names) {
     const text = await readFile(join(directory, name), 'utf8');
     hash.update(`${name}\0${Buffer.byteLength(text)}\0${text}`);
-    for (const policy of readFileOfPolicies(name, text, schema, findings)) {
+    const earlierFindings = findings.length;
+    const inFile = readFileOfPolicies(name, text, schema, findings);
+    // A file that was cut to nothing would take its forbids with it, without a word.
+    if (inFile.length === 0 && findings.length === earlierFindings) findings.push(`${name}: holds no policy`);
+    for (const policy of inFile) {
       const earlier = policies.get(policy.id);
       if (earlier === undefined) policies.set(policy.id, policy);
       else findings.push(`${policy.where}: the @id "${policy.id}" is used before, in ${earlier.where}`);

@@ -101,7 +101,12 @@ export function createServer(options: ServerOptions): FastifyInstance {
       // The packet that could not be parsed may hold anything, so it is wiped and the answer is constant.
       const { rawPacket } = error as unknown as { rawPacket?: Buffer };
       rawPacket?.fill(0);
-      if (!socket.writable) return;
+      // While an earlier request, whole by itself, waits for its answer, this one would be taken for it.
+      const pending = (socket as { _httpMessage?: { req?: { complete?: boolean } } | null })._httpMessage;
+      if (!socket.writable || pending?.req?.complete === true) {
+        socket.destroy();
+        return;
+      }
       const { problem } = renderProblem(new VaultError('invalid_request'), randomUUID());
       const body = JSON.stringify(problem);
       socket.end(`HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`);
@@ -114,6 +119,11 @@ export function createServer(options: ServerOptions): FastifyInstance {
   });
   // RFC 9110 section 10.1.1 lets an unknown expectation pass. Node would answer it by itself, past every hook.
   app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response));
+  // CONNECT is no method of ours, and Node hands over what came behind its head.
+  app.server.on('connect', (_request, socket, head: Buffer) => {
+    head.fill(0);
+    socket.destroy();
+  });
   tls.attach(app.server);
   app.decorateRequest('call', null as unknown as Call);
   app.decorateRequest('taken', null);
@@ -140,8 +150,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
       reply.header('connection', 'close');
       throw new VaultError('not_authorized', { cause: new Error(`the certificate is ${standing}`) });
     }
-    // RFC 9112 section 3.2.
-    if (request.raw.headers.host === undefined && request.raw.httpVersion === '1.1') throw new VaultError('invalid_request');
+    // RFC 9112 section 3.2: one Host, and no more. A trailer would be a header that nobody has looked at.
+    const hosts = request.raw.rawHeaders.filter((name, index) => index % 2 === 0 && name.length === 4 && name.toLowerCase() === 'host').length;
+    if (hosts > 1 || (hosts === 0 && request.raw.httpVersion === '1.1') || request.raw.headers.trailer !== undefined) throw new VaultError('invalid_request');
     // A card number in the URL or a header is a string already, beyond wiping: it is refused, and named nowhere.
     if (holdsCardNumber(request.raw.url ?? '') || headersHoldCardNumber(request)) throw new VaultError('pan_in_other_field');
     // Bodies where none belongs are wiped as well: a client may send a card anywhere.
@@ -157,6 +168,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     const facts = factsOf(request);
     const body = await readBody(payload, facts.maxBodyBytes);
     try {
+      if (payload.rawTrailers.length > 0) throw new VaultError('invalid_request');
       const type = request.headers['content-type'];
       // 2. Take the digits out, also of what will be refused.
       const taken = takeCards(body, facts.cards);
@@ -197,7 +209,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
         refusal = toVaultError(recordError);
       }
     }
-    if (refusal.status >= 500) observer.failed(request.id, refusal.cause ?? refusal);
+    // What the database or the load did is counted; a line for each call would only be a second flood.
+    if (refusal.status >= 500 && !unwritten.has(refusal.code)) observer.failed(request.id, refusal.cause ?? refusal);
     request.outcomeCode = refusal.code;
     const { problem, retryAfterSeconds } = renderProblem(refusal, request.id);
     if (retryAfterSeconds !== undefined) reply.header('retry-after', retryAfterSeconds);

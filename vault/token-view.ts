@@ -25,6 +25,8 @@ export interface TokenView {
 /** Whether the row is as the vault wrote it: its MAC binds the token to its card, status and life. */
 export function rowIsGenuine(tenant: Tenant, row: TokenRow): boolean {
   if (row.status === null || row.fingerprint.length !== 32 || row.cardId.length !== 16) return false;
+  // What the vault never writes and no MAC can be made of: a negative version, a time at infinity (a number in node-postgres).
+  if (row.rowVersion < 0 || (row.expiresAt !== null && !(row.expiresAt instanceof Date))) return false;
   return tokenMacHolds(tenant.keys.rowMacKey, { tenant: tenant.name, fingerprint: row.fingerprint, cardId: row.cardId, token: row.token, status: row.status, expiresAt: row.expiresAt, rowVersion: row.rowVersion }, row.tokenMac);
 }
 

@@ -31,7 +31,7 @@ const ADDON = fileURLToPath(new URL('../../node_modules/.cofre/hardening.node', 
 const FREED_MEMORY_IS_OVERWRITTEN = process.env['MALLOC_PERTURB_'] !== undefined;
 
 /** Options of Node that open the memory to a debugger or write parts of it to disk. */
-const UNSAFE_OPTION = /^--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof$|trace-event|perf-)/;
+const UNSAFE_OPTION = /^--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof$|trace-event|trace-tls|tls-keylog|insecure-http-parser|perf-)/;
 
 /**
  * Takes this process's memory out of reach of others and of the disk, verifies it, and returns what it found: no core files, undumpable, no new privileges.

@@ -1,5 +1,5 @@
 import { createPrivateKey, createPublicKey, generateKeyPairSync, randomUUID, X509Certificate, type KeyObject } from 'node:crypto';
-import { chmodSync, closeSync, fsyncSync, linkSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { chmodSync, closeSync, existsSync, fsyncSync, linkSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { makeCertificate, makeCrl, type AlternativeName, type Issuer } from './certificate.ts';
@@ -118,11 +118,11 @@ export function createDevelopmentPki(directory: string, options: DevelopmentPkiO
 
   const signCrl = (serials: readonly string[]): string => {
     const moment = now();
+    if (existsSync(at('crl.pem')) && !existsSync(at('revoked.json'))) throw new Error(`${at('revoked.json')} is missing, without which a new revocation list would forget who was revoked`);
     const register = readRegister(at('revoked.json'));
     const listed = new Set(register.revoked.map(({ serial }) => serial));
     const added = [...new Set(serials.map((serial) => serial.toLowerCase().replace(/^0+/, '')))].filter((serial) => !listed.has(serial));
     const revoked = [...register.revoked, ...added.map((serial) => ({ serial, at: moment.toISOString() }))];
-    // Seconds, so that the number still grows where someone deleted the register.
     const number = Math.max(register.number + 1, Math.floor(moment.getTime() / 1000));
     // The register first: a crash here leaves an old list and a register that the next list is made from.
     replaceFile(at('revoked.json'), `${JSON.stringify({ number, revoked }, null, 1)}\n`, 0o600);

@@ -25,6 +25,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
+import { lockFolder } from '../linux/folder-lock.ts';
 import { parseJson, quoteIdentifier } from './roles.ts';
 
 /** A running PostgreSQL that this process supervises. */
@@ -212,29 +213,6 @@ function makeFolder(folder: string): void {
   } catch (cause) {
     throw new Error(`the state folder ${folder} is not writable: set COFRE_HOME to a folder of your own`, { cause });
   }
-}
-
-/**
- * Claims the folder for this process and returns how to give it up. The lock hangs on an open file, so the kernel frees it when the process dies: no stale lock can be left. A process that is just stopping is waited for.
- */
-async function lockFolder(folder: string, patienceMs: number): Promise<() => void> {
-  const fd = openSync(folder, 'r');
-  // flock(1) locks the open file that it shares with us, and ends; children do not inherit it (O_CLOEXEC).
-  const flock = spawn('flock', ['--timeout', String(Math.ceil(patienceMs / 1000)), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
-  const { promise, resolve, reject } = Promise.withResolvers<number | null>();
-  flock.once('error', (cause) => reject(new Error('the command flock is missing: install the package util-linux', { cause })));
-  flock.once('exit', resolve);
-  try {
-    if ((await promise) !== 0) throw new Error(`another process already uses ${folder}: stop it, or set COFRE_HOME to another folder`);
-  } catch (error) {
-    closeSync(fd);
-    throw error;
-  }
-  let held = true;
-  return () => {
-    if (held) closeSync(fd);
-    held = false;
-  };
 }
 
 function digest(text: string): string {

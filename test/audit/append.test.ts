@@ -36,7 +36,7 @@ async function verifyChain(client: Client, writer: bigint): Promise<{ fault: str
   const row = (await readWriters(client)).find((candidate) => candidate.writer === writer);
   const text = openNote(row?.certificate ?? '', [parseVkey(encodeVkey(origin, 'ed25519', signer.publicKeySpki))]);
   const certificate = readWriterCertificate(text ?? '');
-  const batches = await Array.fromAsync(readBatches(client, writer, 2));
+  const batches = await Array.fromAsync(readBatches(client, writer, { pageSize: 2 }));
   if (certificate === null || certificate.writer !== writer) return { fault: 'no certificate', batches };
   return { fault: checkChain(batches, certificate.publicKey, (bundle) => decodeBundle(bundle).length), batches };
 }
@@ -163,9 +163,10 @@ t.test('a batch of a kind that was never written is refused by whoever reads it'
   await t.rejects(Array.fromAsync(readBatches(await connect(t, database, 'sequencer'), chain.writer)), { message: 'the log holds a batch of an unknown kind' });
 });
 
-t.test('a batch of an unregistered writer, and a second writer of the same id, are refused by the database', async (t) => {
+t.test('a batch of an unregistered writer, a second writer of the same id, and a writer of another role are refused by the database', async (t) => {
   const { chain, client, database } = await started(t);
   const stranger = await newChain();
-  await t.rejects(stranger.append(client, stranger.form([entry('a')], at)), { code: '23503' });
-  await t.rejects(chain.register(await connect(t, database, 'admin')), { code: '23505' });
+  await t.rejects(stranger.append(client, stranger.form([entry('a')], at)), { code: '42501' });
+  await t.rejects(chain.register(await connect(t, database, 'tokenize')), { code: '23505' });
+  await t.rejects(chain.register(await connect(t, database, 'admin')), { code: '42501' });
 });

@@ -27,7 +27,7 @@ export const RULES: readonly { readonly from: RegExp; readonly files: readonly s
   { from: /^hsm\/ceremony\.ts$/, files: ['hsm/'], packages: ['yaml'] },
   { from: /^hsm\//, files: ['hsm/'], packages: [] },
   { from: /^audit\//, files: ['audit/'], packages: [] },
-  { from: /^platform-adapters\/postgres\//, files: [], packages: ['pg'] },
+  { from: /^platform-adapters\/postgres\//, files: ['platform-adapters/linux/folder-lock.ts'], packages: ['pg'] },
   { from: /^platform-adapters\/telemetry\//, files: [], packages: ['prom-client', 'pino'] },
   { from: /^platform-adapters\//, files: [], packages: [] },
   { from: /^network-policy\//, files: [], packages: [] },

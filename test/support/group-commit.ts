@@ -118,6 +118,8 @@ export class Bench {
     } catch (error) {
       if (!(error instanceof VaultError)) throw error;
       this.answers.set(op, error.code);
+      // Whoever gets `internal` must not write a second entry; whoever gets another code may.
+      if (error.recorded !== (error.code === 'internal')) throw new Error(`${error.code} says that its entry is ${error.recorded ? '' : 'not '}written`, { cause: error });
       return error.code;
     }
   }

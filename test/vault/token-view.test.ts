@@ -52,6 +52,8 @@ t.test('a row is genuine as it was written, and with any field changed it is not
     'an end': { expiresAt: now },
     'another version': { rowVersion: 2 },
     'another MAC': { tokenMac: Buffer.alloc(16, 9) },
+    'a negative version': { rowVersion: -1 },
+    'a time at infinity': { expiresAt: Number.POSITIVE_INFINITY as unknown as Date },
     'no MAC': { tokenMac: Buffer.alloc(0) },
   };
   for (const [what, change] of Object.entries(changes)) t.notOk(rowIsGenuine(tenant, { ...row, ...change }), what);

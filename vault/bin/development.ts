@@ -25,6 +25,14 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
     renameSync(`${policies}.new`, policies);
   }
 
+  // The ceremony precedes the first start of the database. A database without it has lost its HSM, and new keys would brick its cards.
+  const done = join(home, 'hsm/ceremony.json');
+  const bereft = (what: string): never => {
+    throw new ConfigError(`${what} is missing, and cards in the database depend on it: restore it, or remove the whole of ${home} to begin anew`);
+  };
+  if (existsSync(join(home, 'postgres/cluster')) && !existsSync(done)) bereft(done);
+  for (const name of ['secrets/hsm-pin', 'hsm/softhsm2.conf']) if (existsSync(done) && !existsSync(join(home, name))) bereft(join(home, name));
+
   const pin = secretOnce(join(home, 'secrets/hsm-pin'));
   const soPin = secretOnce(join(home, 'secrets/hsm-so-pin'));
   writeOnce(join(home, 'hsm/softhsm2.conf'), `directories.tokendir = ${join(home, 'hsm/tokens')}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n`);
@@ -32,9 +40,8 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
   if (!existsSync(config.hsm.module)) throw new ConfigError(`hsm.module: ${config.hsm.module} is not there: install SoftHSM2 (Debian: apt-get install softhsm2)`);
 
   // The marker is written last: a run that was killed in the middle of the ceremony is resumed.
-  const done = join(home, 'hsm/ceremony.json');
   const domains = keyDomains(config);
-  const before = existsSync(done) ? (JSON.parse(readFileSync(done, 'utf8')) as { domains: string[] }).domains : [];
+  const before = existsSync(done) ? domainsOf(done) : [];
   if (domains.some((domain) => !before.includes(domain))) {
     const report = await runCeremony(
       {
@@ -53,6 +60,16 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
   pin.fill(0);
   soPin.fill(0);
   return pki;
+}
+
+function domainsOf(ceremonyFile: string): readonly string[] {
+  try {
+    const { domains } = JSON.parse(readFileSync(ceremonyFile, 'utf8')) as { domains?: unknown };
+    if (Array.isArray(domains) && domains.every((domain) => typeof domain === 'string')) return domains;
+  } catch {
+    // Said below.
+  }
+  throw new ConfigError(`${ceremonyFile} is damaged: restore it`);
 }
 
 /** Every key domain that the configuration names. */

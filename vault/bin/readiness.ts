@@ -8,18 +8,19 @@ import type { RevocationList } from '../revocation.ts';
 import type { TlsListener } from '../tls.ts';
 
 /** What is asked of a writer here. */
-export type AnyWriter = { awayMs(): number; readonly depth: number } | null;
+export type AnyWriter = { awayMs(): number; readonly logRefused: boolean; readonly depth: number } | null;
 
 /** HSM, database, log and revocation, each apart, so that whoever is woken knows where to look. */
 export function readinessOf(keyring: Keyring, writers: readonly AnyWriter[], revocation: RevocationList, config: Config): Readiness {
   const hsm = keyring.health();
   const awayMs = Math.max(...writers.map((writer) => writer?.awayMs() ?? 0));
+  const written = awayMs === 0 && !writers.some((writer) => writer?.logRefused === true);
   const fresh = revocation.status().freshUntil > new Date();
   const hsmUsable = hsm.ok || (config.hsm.custody === 'envelope' && hsm.awayMs <= milliseconds(config.hsm.max_away));
   return {
     hsm: { ok: hsmUsable, detail: hsm.ok ? 'answers' : `away for ${Math.round(hsm.awayMs / 1000)} s` },
     database: { ok: awayMs === 0, detail: awayMs === 0 ? 'connected' : `away for ${Math.round(awayMs / 1000)} s` },
-    log: { ok: awayMs === 0, detail: awayMs === 0 ? 'batches are committed' : 'batches cannot be committed' },
+    log: { ok: written, detail: written ? 'batches are committed' : 'batches cannot be committed' },
     revocation: { ok: fresh, detail: fresh ? 'fresh' : 'the revocation list is stale: every caller is refused' },
   };
 }

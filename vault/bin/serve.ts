@@ -1,10 +1,12 @@
 /** The appliance's composition root: reads the configuration, builds everything by plain calls in order, and serves. */
+import { mkdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Client, Pool } from 'pg';
 import type { ClientConfig } from 'pg';
 import type { Entry } from '../../audit/entry.ts';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { openKeyring } from '../../hsm/keyring.ts';
+import { lockFolder } from '../../platform-adapters/linux/folder-lock.ts';
 import { hardenProcess } from '../../platform-adapters/linux/hardening.ts';
 import { adminConnection, assertDurable, connectionFor, databaseOf } from '../../platform-adapters/postgres/connect.ts';
 import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts';
@@ -41,6 +43,7 @@ import { pooledRandom } from '../token.ts';
 import type { LookUpOutcome } from '../validate.ts';
 import { executeDetokenizing, executeTokenizing, failureEntry, refusal } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
+import { assertKeysOfCards, assertLastBatch } from './continuity.ts';
 import { prepareDevelopment, readPin } from './development.ts';
 import { drain, listen, listenSecure } from './listen.ts';
 import { addGauges, readinessOf } from './readiness.ts';
@@ -78,6 +81,10 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   const hardening = hardenProcess({ swap: config.hardening.swap, dumpable: config.hardening.dumpable });
   if (hardening.swap.length > 0) log.warn('this machine swaps, so card numbers could reach its disk');
 
+  // One vault a home: two would make its keys twice and overwrite each other's notes.
+  mkdirSync(home, { recursive: true, mode: 0o711 });
+  stack.defer(await lockFolder(home, 10_000));
+
   const pki = config.profile === 'development' ? await prepareDevelopment(home, config) : null;
   const path = (relative: string): string => resolve(home, relative);
 
@@ -95,7 +102,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
     adminUrl = embedded.adminUrl;
   }
   const roleFile = path('secrets/database-roles.json');
-  const tenantRows = await prepareDatabase(adminUrl, roleFile, config);
+  const tenantRows = await prepareDatabase(adminUrl, roleFile, config.roles.map((role) => join(home, 'writers', `${role}.json`)), config);
   const roleConnection = (role: 'tokenize' | 'detokenize') => connectionFor(role, { adminUrl, file: roleFile });
 
   // Keys. What happens to them is an entry as well; before there is a writer, such entries wait for it.
@@ -257,7 +264,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   log.info('stopping', { kind: signal });
 }
 
-async function prepareDatabase(adminUrl: string, roleFile: string, config: Config): Promise<{ id: number; name: string; keyDomain: string }[]> {
+async function prepareDatabase(adminUrl: string, roleFile: string, lastBatchFiles: readonly string[], config: Config): Promise<{ id: number; name: string; keyDomain: string }[]> {
   const client = new Client(adminConnection(adminUrl));
   client.on('error', () => undefined);
   await client.connect().catch((error: unknown) => {
@@ -267,6 +274,11 @@ async function prepareDatabase(adminUrl: string, roleFile: string, config: Confi
     await assertDurable(client);
     await ensureRoles(client, { database: databaseOf(adminUrl), file: roleFile });
     await migrate(client, { database: databaseOf(adminUrl) });
+    await assertKeysOfCards(client);
+    for (const file of lastBatchFiles) {
+      const last = await new LastBatchFile(file).read();
+      if (last !== null) await assertLastBatch(client, last, file);
+    }
     return await ensureTenants(client, config.tenants.map((tenant) => ({ name: tenant.name, keyDomain: tenant.key_domain ?? tenant.name })));
   } finally {
     await client.end();

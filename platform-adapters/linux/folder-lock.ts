@@ -1,0 +1,29 @@
+/** One process at a time in a folder. */
+import { spawn } from 'node:child_process';
+import { closeSync, openSync } from 'node:fs';
+
+/**
+ * Claims the folder for this process and returns how to give it up. The lock hangs on an open file, so the kernel frees it when the process dies: no stale lock can be left. A process that is just stopping is waited for,
+ * `patienceMs` at most.
+ *
+ * @throws one clear line if another process holds it.
+ */
+export async function lockFolder(folder: string, patienceMs: number): Promise<() => void> {
+  const fd = openSync(folder, 'r');
+  // flock(1) locks the open file that it shares with us, and ends; children do not inherit it (O_CLOEXEC).
+  const flock = spawn('flock', ['--timeout', String(Math.ceil(patienceMs / 1000)), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
+  const { promise, resolve, reject } = Promise.withResolvers<number | null>();
+  flock.once('error', (cause) => reject(new Error('the command flock is missing: install the package util-linux', { cause })));
+  flock.once('exit', resolve);
+  try {
+    if ((await promise) !== 0) throw new Error(`another process already uses ${folder}: stop it, or set COFRE_HOME to another folder`);
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+  let held = true;
+  return () => {
+    if (held) closeSync(fd);
+    held = false;
+  };
+}
