@@ -131,6 +131,24 @@ await t.test('not even the owner of the tables changes the log without taking it
   });
 });
 
+await t.test('a role registers writers of its own name only, and appends to their chains only', async (t) => {
+  const register = (role: string, writer: number) => ({ text: "INSERT INTO writers (writer, role, certificate, started_at) VALUES ($1, $2, '', now())", values: [writer, role] });
+  const append = (writer: number, number: number) => ({ text: "INSERT INTO batches (writer, number, kind, formed_at, entry_count, previous, bundle, signature) VALUES ($1, $2, 0, now(), 0, '', '', '')", values: [writer, number] });
+  const writers = ['tokenize', 'detokenize', 'admin'] as const;
+  for (const [writer, role] of writers.entries()) await withClient(database.connect(role), (client) => t.resolves(client.query(register(role, writer)), `${role} registers its own`));
+  for (const role of writers) {
+    await withClient(database.connect(role), async (client) => {
+      for (const [writer, other] of writers.entries()) {
+        if (other === role) await t.resolves(client.query(append(writer, 0)), `${role} appends to its own`);
+        else {
+          await t.rejects(client.query(register(other, 100)), { code: '42501' }, `${role} does not register a writer of ${other}`);
+          await t.rejects(client.query(append(writer, 1)), { code: '42501' }, `${role} takes no number of ${other}`);
+        }
+      }
+    });
+  }
+});
+
 await t.test('what a role may do, it can: each grant is one that a statement uses', async (t) => {
   await withClient(database.connect('tokenize'), async (client) => {
     for (const statement of ['SELECT token, fingerprint, token_mac FROM cards', 'UPDATE cards SET expiry = 203001, sealed_name = NULL WHERE false', 'DELETE FROM idempotency_keys', 'SELECT * FROM batches']) await t.resolves(client.query(statement), statement);
