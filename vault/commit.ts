@@ -103,6 +103,8 @@ type Attempt<Outcome> =
 
 /** How often a group that is certain not to be committed is tried again, beside the time that it may wait for the database. */
 const maxRetries = 5;
+/** How long a refused batch keeps the log from being called writable. */
+const logRefusedMs = 10_000;
 
 /** One writer and its queue. `open` makes it ready; afterwards `commit` may be called concurrently without limit. */
 export class GroupCommit<Operation, Outcome> {
@@ -118,7 +120,8 @@ export class GroupCommit<Operation, Outcome> {
   readonly #expiry: NodeJS.Timeout;
   /** Since when (monotonic, ms) the writer has had no usable session; null while it has one. */
   #awaySince: number | null = null;
-  #logRefused = false;
+  /** When (monotonic, ms) the database last refused a batch; null once one was committed since. */
+  #refusedAt: number | null = null;
 
   private constructor(options: CommitOptions<Operation, Outcome>, chain: WriterChain, session: WriterSession) {
     this.#options = options;
@@ -156,9 +159,12 @@ export class GroupCommit<Operation, Outcome> {
     return this.#awaySince === null ? 0 : performance.now() - this.#awaySince;
   }
 
-  /** Whether the last batch was refused by the database, so that the log cannot be written although the database answers. */
+  /**
+   * Whether the database, although it answers, has just refused a batch and committed none since. Just: while readiness says so, no
+   * call may come that would find the log writable again.
+   */
   get logRefused(): boolean {
-    return this.#logRefused;
+    return this.#refusedAt !== null && performance.now() - this.#refusedAt < logRefusedMs;
   }
 
   get depth(): number {
@@ -347,7 +353,7 @@ export class GroupCommit<Operation, Outcome> {
       if (!session.alive() || classify(error) === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
       // The batch was refused, so COMMIT behind it can only have rolled back.
       await committed.catch(() => undefined);
-      this.#logRefused = true;
+      this.#refusedAt = performance.now();
       return { kind: 'refused', error, code: 'audit_unavailable' };
     }
     try {
@@ -362,7 +368,7 @@ export class GroupCommit<Operation, Outcome> {
 
     // 6. Only now is anything true.
     const receipts = this.#advance(batch);
-    this.#logRefused = false;
+    this.#refusedAt = null;
     this.#options.observer.committed(members.length, members.reduce((sum, waiting) => sum + waiting.weight, 0), performance.now() - startedMs);
     return { kind: 'committed', outcomes, receipts };
   }

@@ -95,8 +95,10 @@ t.test('an audit failure commits nothing, and the log goes on when it can be wri
   await asOwner(database, `CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$; CREATE TRIGGER full_disk BEFORE INSERT ON batches FOR EACH ROW EXECUTE FUNCTION full_disk()`);
   t.same(await bench.runAll([...operations(5), operation('throws')]), Array.from({ length: 6 }, () => 'audit_unavailable').with(5, 'audit_unavailable'));
   await bench.verify(t, 'without the log nothing stands');
+  t.ok(bench.commit.logRefused, 'it is said that the log cannot be written');
   await asOwner(database, 'DROP TRIGGER full_disk ON batches');
   t.same(await bench.runAll(operations(3)), ['committed', 'committed', 'committed']);
+  t.notOk(bench.commit.logRefused);
   t.same(kinds(await bench.verify(t, 'with it')), ['entries', 'entries'], 'the refused number was used again');
 });
 
