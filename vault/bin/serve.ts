@@ -83,6 +83,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
 
   // One vault a home: two would make its keys twice and overwrite each other's notes.
   mkdirSync(home, { recursive: true, mode: 0o711 });
+  for (const folder of ['secrets', 'writers']) mkdirSync(join(home, folder), { recursive: true, mode: 0o700 });
   stack.defer(await lockFolder(home, 10_000));
 
   const pki = config.profile === 'development' ? await prepareDevelopment(home, config) : null;
