@@ -31,7 +31,6 @@ export interface RouteFacts {
 }
 
 declare module 'fastify' {
-  // eslint-disable-next-line typescript/no-empty-object-type -- the interface is merged into Fastify's
   interface FastifyContextConfig extends Partial<RouteFacts> {}
   interface FastifyRequest {
     /** Made by the first hook; every later step may rely on it. */

@@ -47,7 +47,6 @@ export function createMetrics(): Metrics {
     hsmEvent: (kind) => hsmEvents.inc({ kind }),
     gauge(name, help, read) {
       // prom-client calls `collect` with the metric as `this`.
-      // eslint-disable-next-line no-new -- registers itself
       new Gauge({ name, help, registers: [registry], collect() { this.set(read()); } });
     },
     count(name, help) {
