@@ -47,7 +47,7 @@ export function createMetrics(): Metrics {
     hsmEvent: (kind) => hsmEvents.inc({ kind }),
     gauge(name, help, read) {
       // prom-client calls `collect` with the metric as `this`.
-      new Gauge({ name, help, registers: [registry], collect() { this.set(read()); } });
+      registry.registerMetric(new Gauge({ name, help, registers: [], collect() { this.set(read()); } }));
     },
     count(name, help) {
       const counter = new Counter({ name, help, registers: [registry] });

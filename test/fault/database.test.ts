@@ -70,3 +70,15 @@ await t.test('a database that is away is said to be, and comes back', { timeout:
   await until(async () => (await ready()).ok, 'the database to be back');
   t.equal((await appliance.client('checkout').post('/v1/validate', { token: 'x' })).status, 200);
 });
+
+await t.test('a log that the database refuses is said to be, and is written again by itself once it can be', { timeout: 60_000 }, async (t) => {
+  const ready = async (): Promise<{ ok: boolean; database: { ok: boolean }; log: { ok: boolean } }> => (await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as never;
+  const checkout = appliance.client('checkout');
+  await asSuperuser((client) => client.query("ALTER TABLE batches ADD CONSTRAINT full_disk CHECK (writer IS NULL) NOT VALID"));
+  const reply = await checkout.post('/v1/validate', { token: 'x' });
+  t.match([reply.status, reply.json()['code']], [503, 'audit_unavailable']);
+  t.match(await ready(), { ok: false, database: { ok: true }, log: { ok: false } });
+  await asSuperuser((client) => client.query('ALTER TABLE batches DROP CONSTRAINT full_disk'));
+  await until(async () => (await ready()).ok, 'the log to be written again');
+  t.equal((await checkout.post('/v1/validate', { token: 'x' })).status, 200);
+});

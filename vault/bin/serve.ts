@@ -166,6 +166,14 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   recordKeyEvent = (entry) => void record({ kind: 'entry', entry }).catch((error: unknown) => log.error('a key event could not be recorded', { error: describe(error) }));
   for (const entry of keyEvents.splice(0)) recordKeyEvent(entry);
 
+  // A log that was refused (disk full, …) is tried again without a caller: while readiness says so, none may come. The entry that succeeds says that it was.
+  const resuming = setInterval(() => {
+    for (const writer of [tokenizing, detokenizing]) {
+      if (writer?.logRefused === true) void writer.commit({ kind: 'entry', entry: { action: 'log.resumed', at: now(), outcome: 'allowed' } }).catch(() => undefined);
+    }
+  }, 1000).unref();
+  stack.defer(() => clearInterval(resuming));
+
   // Listeners.
   const serverOptions = (tls: TlsListener): ServerOptions => ({
     tls,
