@@ -103,8 +103,6 @@ type Attempt<Outcome> =
 
 /** How often a group that is certain not to be committed is tried again, beside the time that it may wait for the database. */
 const maxRetries = 5;
-/** How long a refused batch keeps the log from being called writable. */
-const logRefusedMs = 10_000;
 
 /** One writer and its queue. `open` makes it ready; afterwards `commit` may be called concurrently without limit. */
 export class GroupCommit<Operation, Outcome> {
@@ -121,7 +119,7 @@ export class GroupCommit<Operation, Outcome> {
   /** Since when (monotonic, ms) the writer has had no usable session; null while it has one. */
   #awaySince: number | null = null;
   /** When (monotonic, ms) the database last refused a batch; null once one was committed since. */
-  #refusedAt: number | null = null;
+  #logRefused = false;
 
   private constructor(options: CommitOptions<Operation, Outcome>, chain: WriterChain, session: WriterSession) {
     this.#options = options;
@@ -160,11 +158,11 @@ export class GroupCommit<Operation, Outcome> {
   }
 
   /**
-   * Whether the database, although it answers, has just refused a batch and committed none since. Just: while readiness says so, no
-   * call may come that would find the log writable again.
+   * Whether the database, although it answers, has refused a batch and committed none since. While readiness says so, no call may
+   * come that would find the log writable again: the composition root tries by itself.
    */
   get logRefused(): boolean {
-    return this.#refusedAt !== null && performance.now() - this.#refusedAt < logRefusedMs;
+    return this.#logRefused;
   }
 
   get depth(): number {
@@ -353,7 +351,7 @@ export class GroupCommit<Operation, Outcome> {
       if (!session.alive() || classify(error) === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
       // The batch was refused, so COMMIT behind it can only have rolled back.
       await committed.catch(() => undefined);
-      this.#refusedAt = performance.now();
+      this.#logRefused = true;
       return { kind: 'refused', error, code: 'audit_unavailable' };
     }
     try {
@@ -368,7 +366,7 @@ export class GroupCommit<Operation, Outcome> {
 
     // 6. Only now is anything true.
     const receipts = this.#advance(batch);
-    this.#refusedAt = null;
+    this.#logRefused = false;
     this.#options.observer.committed(members.length, members.reduce((sum, waiting) => sum + waiting.weight, 0), performance.now() - startedMs);
     return { kind: 'committed', outcomes, receipts };
   }
