@@ -2,7 +2,7 @@
  * The writer's side of the log: numbers, chains and signs batches, and hands out the receipts without which nothing is opened.
  *
  * A writer is one database connection that commits one batch at a time. Its key is made here, lives in this process's memory only
- * and is certified once, at the start, by the HSM's log signing key: so a batch costs a signature in software (about 40 us)
+ * and is certified once, at the start, by the HSM's log signing key: so a batch costs a signature in software
  * instead of a trip to the HSM, and still nobody but this process can have made it.
  */
 import { generateKeyPairSync, randomBytes, sign } from 'node:crypto';
