@@ -1,5 +1,4 @@
 /** The appliance's composition root: reads the configuration, builds everything by plain calls in order, and serves. */
-import { mkdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Client, Pool } from 'pg';
 import type { ClientConfig } from 'pg';
@@ -45,6 +44,7 @@ import { executeDetokenizing, executeTokenizing, failureEntry, refusal } from '.
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import { assertKeysOfCards, assertLastBatch } from './continuity.ts';
 import { prepareDevelopment, readPin } from './development.ts';
+import { makeHome } from './home.ts';
 import { drain, listen, listenSecure } from './listen.ts';
 import { addGauges, readinessOf } from './readiness.ts';
 
@@ -82,8 +82,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   if (hardening.swap.length > 0) log.warn('this machine swaps, so card numbers could reach its disk');
 
   // One vault a home: two would make its keys twice and overwrite each other's notes.
-  mkdirSync(home, { recursive: true, mode: 0o711 });
-  for (const folder of ['secrets', 'writers']) mkdirSync(join(home, folder), { recursive: true, mode: 0o700 });
+  makeHome(home);
   stack.defer(await lockFolder(home, 10_000));
 
   const pki = config.profile === 'development' ? await prepareDevelopment(home, config) : null;
