@@ -14,6 +14,8 @@ import type { NoteSigner } from '../audit/note.ts';
 import type { MadeIn } from './card-store.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
+import { insertEvents } from './outbox.ts';
+import type { VaultEvent } from './outbox.ts';
 import { begin, classify, prepareSession } from './writer-session.ts';
 import type { WriterConnector, WriterSession } from './writer-session.ts';
 import type { ClientBase } from 'pg';
@@ -25,6 +27,8 @@ import type { ClientBase } from 'pg';
 export interface Settlement<Outcome> {
   readonly entry: Entry | null;
   readonly outcome: Outcome;
+  /** What the rest of the platform is to learn of; only of an operation with an entry. */
+  readonly events?: readonly VaultEvent[];
 }
 
 /** One transaction's work for many operations: settlements in the order of the operations. */
@@ -72,6 +76,8 @@ export interface CommitOptions<Operation, Outcome> {
   /** The entry of an operation that failed in a way that its own code does not handle. */
   readonly failureEntry: (operation: Operation, code: ErrorCode, now: Date) => Entry;
   readonly limits: CommitLimits;
+  /** Whether events are stored. Without a relay that takes them away their rows would stay for ever. */
+  readonly outbox: boolean;
   readonly observer: CommitObserver;
   readonly now: () => Date;
   /** Facts for the start entry: what the predecessor left behind. */
@@ -314,6 +320,7 @@ export class GroupCommit<Operation, Outcome> {
     const tx = session.client;
     const startedAt = now();
     const startedMs = performance.now();
+    const made: MadeIn = { at: startedAt, writer: this.#chain.writer, batch: this.#chain.nextNumber };
     const begun = quiet(tx.query(begin));
 
     // 5.1 The operations' own rows. Nothing is committed: a crash here leaves nothing behind.
@@ -323,7 +330,7 @@ export class GroupCommit<Operation, Outcome> {
       outcomes =
         first !== undefined && first.broken !== null
           ? [{ entry: failureEntry(first.operation, 'internal', startedAt), outcome: null }]
-          : await execute(tx, members.map((waiting) => waiting.operation), { at: startedAt, writer: this.#chain.writer, batch: this.#chain.nextNumber });
+          : await execute(tx, members.map((waiting) => waiting.operation), made);
       if (outcomes.length !== members.length) throw new Error('a transaction settled more or fewer operations than it was given');
       await begun;
     } catch (error) {
@@ -335,7 +342,7 @@ export class GroupCommit<Operation, Outcome> {
       return rolledBack.kind === 'lost' ? rolledBack : { kind: 'committed', outcomes, receipts: [] };
     }
 
-    // 5.2 The batch of their entries, and COMMIT right behind it on the wire.
+    // 5.2 Their events and the batch of their entries, and COMMIT right behind them on the wire.
     // A crash before COMMIT arrives leaves nothing; after it, everything is durable and nobody has been answered yet.
     let batch: Batch;
     try {
@@ -343,13 +350,16 @@ export class GroupCommit<Operation, Outcome> {
     } catch (error) {
       return await this.#rollBack(session, error);
     }
+    const events = this.#options.outbox ? outcomes.flatMap((settlement) => settlement.events ?? []) : [];
+    const stored = events.length === 0 ? null : quiet(insertEvents(tx, made, events));
     const appended = quiet(this.#chain.append(tx, batch));
     const committed = quiet(tx.query('COMMIT'));
     try {
+      await stored;
       await appended;
     } catch (error) {
       if (!session.alive() || classify(error) === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
-      // The batch was refused, so COMMIT behind it can only have rolled back.
+      // One of the two was refused, so COMMIT behind them can only have rolled back.
       await committed.catch(() => undefined);
       this.#logRefused = true;
       return { kind: 'refused', error, code: 'audit_unavailable' };

@@ -34,6 +34,8 @@ export const ConfigSchema = Type.Object(
       telemetry_host: Type.String({ default: '127.0.0.1', description: 'Address that telemetry listens on, without TLS: never a public one.' }),
       telemetry_port: Port(9464, '/metrics, /healthz, /readyz. COFRE_TELEMETRY_PORT overrides it.'),
       max_connections: Count(2000, 1, 100_000, 'Connections open at once, a listener.'),
+      max_connections_per_certificate: Count(500, 1, 100_000, 'Of them with one certificate.'),
+      max_requests_per_caller: Count(512, 1, 100_000, 'Requests of one caller under way at once; one more is overloaded.'),
       request_timeout: Duration('10s', 'A request must have arrived whole within this time.'),
       keep_alive_timeout: Duration('75s', 'An idle connection is closed after this time.'),
       drain_timeout: Duration('15s', 'After SIGTERM, requests in flight get this long.'),
@@ -54,6 +56,12 @@ export const ConfigSchema = Type.Object(
     commit: Section({
       max_queue: Count(10_000, 1, 1_000_000, 'Calls that may wait for a transaction; one more is overloaded.'),
       max_calls: Count(512, 1, 10_000, 'Calls in one transaction.'),
+    }),
+    events: Section({
+      outbox: Type.Boolean({ default: false, description: 'Store an event for each new token and updated card, in the transaction that makes it. Only with a relay that takes them away.' }),
+    }),
+    refusals: Section({
+      entries_per_minute: Count(100, 1, 1_000_000, 'Refused calls of a caller that get an entry each in a minute; one entry a minute sums up the rest.'),
     }),
     hsm: Section({
       module: Path('/usr/lib/softhsm/libsofthsm2.so', 'PKCS#11 module.'),

@@ -63,7 +63,7 @@ export function addDetokenizingRoutes(app: FastifyInstance, deps: DetokenizeDeps
     schema: { operationId: 'detokenize', summary: 'A token in, the card number out, for a stated purpose', body: DetokenizeBody, response: { 200: DetokenizeReply, ...problem } },
     async handler(request, reply) {
       const body = await detokenize(deps, request.call, request.body);
-      sendSecret(reply, body);
+      sendSecret(request, reply, body);
       return reply;
     },
   });

@@ -6,8 +6,10 @@
  */
 import { randomUUID } from 'node:crypto';
 import type { TLSSocket } from 'node:tls';
+import { createServer as createHttpsServer } from 'node:https';
 import Fastify from 'fastify';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import { Admission } from './admission.ts';
 import { takeCards } from './body.ts';
 import type { TakenCards, Where } from './body.ts';
 import type { Call } from './call.ts';
@@ -38,6 +40,8 @@ declare module 'fastify' {
     /** The card numbers of the body; wiped by whoever ends the request. */
     taken: TakenCards | null;
     outcomeCode: ErrorCode | null;
+    /** Gives back the caller's place among the requests under way; to be called when the answer is made. */
+    leave: (() => void) | null;
   }
 }
 
@@ -56,6 +60,8 @@ export interface ServerOptions {
   readonly now: () => Date;
   /** Writes the entry of a call that was refused before it came to a transaction of its own. @throws VaultError if it cannot. */
   recordRefusal(call: Call, action: string, refused: VaultError): Promise<void>;
+  /** Requests of one caller that may be under way at once. */
+  readonly maxRequestsPerCaller: number;
   /** A body or a header must arrive within this time. */
   readonly requestTimeoutMs: number;
   readonly keepAliveTimeoutMs: number;
@@ -71,24 +77,29 @@ const traceparent = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/u;
 /** A listener without routes: `vault/routes.ts` adds them. Does not listen yet. */
 export function createServer(options: ServerOptions): FastifyInstance {
   const { tls, revocation, observer, now, trustDomain } = options;
+  const admission = new Admission(options.maxRequestsPerCaller);
   let draining = false;
 
   const app = Fastify({
-    https: {
-      ...tls.serverOptions(),
-      // Given here and not by Fastify's option, which sets the one without the other: a late body would then be waited for as long as a late
-      // head, a minute. Node looks for late requests each half minute unless told to.
-      requestTimeout: options.requestTimeoutMs,
-      headersTimeout: options.requestTimeoutMs,
-      connectionsCheckingInterval: Math.min(1000, options.requestTimeoutMs),
-      // `identify` refuses a request without Host, in the words of the API.
-      requireHostHeader: false,
-    },
+    serverFactory: (handle) =>
+      createHttpsServer(
+        {
+          ...tls.serverOptions(),
+          // Node looks for late requests each half minute unless told to.
+          requestTimeout: options.requestTimeoutMs,
+          headersTimeout: options.requestTimeoutMs,
+          connectionsCheckingInterval: Math.min(1000, options.requestTimeoutMs),
+          keepAliveTimeout: options.keepAliveTimeoutMs,
+          // `identify` refuses a request without Host, in the words of the API.
+          requireHostHeader: false,
+        },
+        (request, response) => {
+          if (admission.admit(request, response)) handle(request, response);
+        },
+      ),
     logger: false,
     genReqId: () => randomUUID(),
     requestIdHeader: false,
-    requestTimeout: options.requestTimeoutMs,
-    keepAliveTimeout: options.keepAliveTimeoutMs,
     bodyLimit: 64 * 1024 * 1024, // readBody enforces each route's own limit; Fastify does not, for a parser that takes the stream.
     return503OnClosing: false,
     forceCloseConnections: 'idle',
@@ -127,6 +138,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
   app.decorateRequest('call', null as unknown as Call);
   app.decorateRequest('taken', null);
   app.decorateRequest('outcomeCode', null);
+  app.decorateRequest('leave', null);
 
   /** Step 1. Also refuses what may not stand in a URL or a header, or a body where none belongs. */
   async function identify(request: FastifyRequest, reply: FastifyReply): Promise<void> {
@@ -149,6 +161,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
       reply.header('connection', 'close');
       throw new VaultError('not_authorized', { cause: new Error(`the certificate is ${standing}`) });
     }
+    request.leave = admission.enter(caller.spiffeId);
+    if (request.leave === null) throw new VaultError('overloaded');
     // RFC 9112 section 3.2: one Host, and no more. A trailer would be a header that nobody has looked at.
     const hosts = request.raw.rawHeaders.filter((name, index) => index % 2 === 0 && name.length === 4 && name.toLowerCase() === 'host').length;
     if (hosts > 1 || (hosts === 0 && request.raw.httpVersion === '1.1') || request.raw.headers.trailer !== undefined) throw new VaultError('invalid_request');
@@ -182,6 +196,13 @@ export function createServer(options: ServerOptions): FastifyInstance {
   });
 
   async function answerError(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    try {
+      await refuse(error, request, reply);
+    } finally {
+      request.leave?.();
+    }
+  }
+  async function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
     request.taken?.[Symbol.dispose]();
     discardBody(request.raw);
     const facts = factsOf(request);
@@ -233,6 +254,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
     await answerError(new VaultError('not_found'), request, reply);
   });
 
+  app.addHook('onSend', async (request) => {
+    request.leave?.();
+  });
   app.addHook('onResponse', async (request, reply) => {
     request.taken?.[Symbol.dispose]();
     observer.answered(factsOf(request).action, request.outcomeCode ?? 'ok', reply.elapsedTime / 1000);
@@ -245,20 +269,30 @@ export function createServer(options: ServerOptions): FastifyInstance {
 
 /**
  * Writes an answer that holds card numbers: the head first, then the body as one lone Buffer, which is wiped as soon as it is
- * sent or the client is gone. Several buffers in one write would be copied inside Node's TLS layer, where nobody wipes them.
+ * sent or the client is gone. Several buffers in one write would be copied inside Node's TLS layer, where nobody wipes them;
+ * so an answer that stands behind another one on its connection is not given to Node before its turn.
  */
-export function sendSecret(reply: FastifyReply, body: Buffer): void {
+export function sendSecret(request: FastifyRequest, reply: FastifyReply, body: Buffer): void {
   reply.hijack();
+  request.leave?.();
   const { raw } = reply;
   const wipe = (): void => {
     body.fill(0);
   };
   raw.once('finish', wipe);
   raw.once('close', wipe);
-  if (raw.destroyed) return wipe();
-  raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), 'content-type': 'application/json; charset=utf-8', 'content-length': body.length });
-  raw.flushHeaders();
-  raw.end(body);
+  // An answer whose turn never comes is not told that its connection closed; its request is.
+  request.raw.once('close', () => {
+    if (raw.socket === null) wipe();
+  });
+  if (raw.destroyed || request.raw.socket.destroyed) return wipe();
+  const send = (): void => {
+    raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), 'content-type': 'application/json; charset=utf-8', 'content-length': body.length });
+    raw.flushHeaders();
+    raw.end(body);
+  };
+  if (raw.socket === null) raw.once('socket', send);
+  else send();
 }
 
 function factsOf(request: FastifyRequest): RouteFacts {

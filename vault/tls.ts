@@ -21,6 +21,8 @@ export interface TlsListenerOptions {
   readonly files: TlsFiles;
   /** Connections open at once, those in handshake included; more are closed unanswered. */
   readonly maxConnections: number;
+  /** Of them with one certificate, so that one client cannot lock out the others; more are closed at once. */
+  readonly maxConnectionsPerCertificate: number;
   readonly handshakeTimeoutMs?: number;
   /** How long a ticket may be resumed. Every resumption skips the handshake's check of the chain, so keep it short. */
   readonly sessionTimeoutSeconds?: number;
@@ -182,6 +184,7 @@ export class TlsListener {
       return this.#refuse(socket, 'no usable serial number');
     }
     const sockets = this.#sockets.get(serial) ?? new Set();
+    if (sockets.size >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
     this.#sockets.set(serial, sockets.add(socket));
     socket.once('close', () => {
       sockets.delete(socket);

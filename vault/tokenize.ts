@@ -13,6 +13,7 @@ import { TransactionConflict } from './commit.ts';
 import type { Committed, Settlement } from './commit.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
+import type { VaultEvent } from './outbox.ts';
 import type { Pan } from './pan.ts';
 import type { Decision, Policy } from './policy.ts';
 import type { Tenant, Tenants } from './tenants.ts';
@@ -187,6 +188,8 @@ interface Slot {
   readonly operation: TokenizeOperation;
   readonly item: TokenizeItem;
   outcome: TokenizeOutcome | null;
+  /** Whether the call gave a known card a newer expiry or cardholder. */
+  updated: boolean;
 }
 
 /**
@@ -196,7 +199,7 @@ interface Slot {
  * @throws TransactionConflict if another writer has just used one of the Idempotency-Keys.
  */
 export async function storeTokenize(tx: ClientBase, operations: readonly TokenizeOperation[], made: MadeIn): Promise<Settlement<TokenizeOutcome>[]> {
-  const slots: Slot[] = operations.map((operation) => ({ operation, item: operation.item, outcome: null }));
+  const slots: Slot[] = operations.map((operation) => ({ operation, item: operation.item, outcome: null, updated: false }));
   const since = new Date(made.at.getTime() - idempotencyWindowMs);
 
   // a. Keys that were used before are answered from what they made.
@@ -237,7 +240,7 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
   }
   if (used.length > 0 && (await insertIdempotencyKeys(tx, used, made.at, since)) < used.length) throw new TransactionConflict('an Idempotency-Key was used meanwhile');
 
-  return slots.map(({ operation, outcome }) => ({ outcome: outcome!, entry: tokenizeEntry(operation, outcome!) }));
+  return slots.map((slot) => ({ outcome: slot.outcome!, entry: tokenizeEntry(slot.operation, slot.outcome!), events: eventsOf(slot) }));
 }
 
 async function replay(tx: ClientBase, slots: readonly Slot[], since: Date): Promise<void> {
@@ -297,7 +300,8 @@ function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<stri
   const expiry = card.expiry !== null && card.expiry !== row.expiry ? card.expiry : null;
   const key = cardKey(card);
   const earlier = updates.get(key);
-  if (expiry !== null || card.sealedName !== null || earlier !== undefined) {
+  slot.updated = expiry !== null || card.sealedName !== null;
+  if (slot.updated || earlier !== undefined) {
     updates.set(key, { tenantId: row.tenantId, cardToken: row.cardToken, expiry: card.expiry ?? earlier?.expiry ?? null, sealedName: card.sealedName ?? earlier?.sealedName ?? null });
   }
   const current: TokenRow = { ...row, expiry: updates.get(key)?.expiry ?? row.expiry };
@@ -329,6 +333,13 @@ function tokenizeEntry(operation: TokenizeOperation, outcome: TokenizeOutcome): 
     case 'again':
       return null;
   }
+}
+
+function eventsOf({ operation, outcome, updated }: Slot): VaultEvent[] {
+  if (outcome?.kind !== 'token' || outcome.replayed === true) return [];
+  const { call } = operation;
+  const { row, created } = outcome;
+  return [...(updated ? [{ type: 'card.updated', call, row } as const] : []), ...(created ? [{ type: 'token.created', call, row } as const] : [])];
 }
 
 function recorded(error: VaultError): VaultError {

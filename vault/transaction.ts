@@ -1,11 +1,10 @@
 /** What one transaction of a writer does: each kind of operation in its group has its rows handled at once, by its own file. */
 import type { Entry } from '../audit/entry.ts';
 import { entryOf } from './call.ts';
-import type { Call } from './call.ts';
 import type { Execute, Settlement } from './commit.ts';
 import { detokenizeEntry, storeDetokenize } from './detokenize.ts';
 import type { DetokenizeOperation, DetokenizeOutcome } from './detokenize.ts';
-import type { ErrorCode, VaultError } from './errors.ts';
+import type { ErrorCode } from './errors.ts';
 import { storeTokenize } from './tokenize.ts';
 import type { TokenizeOperation, TokenizeOutcome } from './tokenize.ts';
 import { storeLookUps } from './validate.ts';
@@ -68,9 +67,4 @@ export function failureEntry(operation: TokenizingOperation | DetokenizingOperat
     case 'look_up':
       return entryOf(operation.call, { action: operation.action, decision: operation.decision, code });
   }
-}
-
-/** The entry of a call that was refused, or failed, before it came to a transaction. */
-export function refusal(call: Call, action: string, refused: VaultError): EntryOperation {
-  return { kind: 'entry', entry: entryOf(call, { ...refused.facts, action, code: refused.code }) };
 }

@@ -12,6 +12,7 @@ import { createWriterConnector } from '../../platform-adapters/postgres/writer-c
 import { GroupCommit, TransactionConflict, type CommitLimits, type CommitOptions, type Committed, type Settlement } from '../../vault/commit.ts';
 import { VaultError, type ErrorCode } from '../../vault/errors.ts';
 import type { MadeIn } from '../../vault/card-store.ts';
+import type { VaultEvent } from '../../vault/outbox.ts';
 import type { WriterConnector } from '../../vault/writer-session.ts';
 import { freshDatabase, withClient, type FreshDatabase } from './database.ts';
 
@@ -100,6 +101,7 @@ export class Bench {
       execute: executor(),
       failureEntry: (op, code, now) => entryOf(op, now, code),
       limits: { ...limits, ...options.limits },
+      outbox: true,
       observer: { queued: () => undefined, waited: () => undefined, committed: (calls) => void told.committedCalls.push(calls), disturbed: (kind) => void told.disturbances.push(kind) },
       now: options.now ?? (() => new Date()),
       startDetail: {},
@@ -156,6 +158,9 @@ export class Bench {
         if (!together && (places.length > 0 || row !== undefined)) fault('it must stand as a whole or not at all');
       } else if (places.length > 0 || row !== undefined) fault('it must not stand');
     }
+    // Operation by operation: its row and its event stand together or not at all.
+    const inOrder = (list: readonly Stored[]): string[] => list.map(({ id, writer, batch }) => `${id} ${writer} ${batch}`).sort();
+    t.same(inOrder(log.events), inOrder(log.work), `${message}: events`);
     for (const id of log.places.keys()) if (!asked.has(id)) faults.push('an entry of nobody stands in the log');
     t.same(faults, [], message);
     return log.batches.get(this.commit.writer) ?? [];
@@ -181,7 +186,16 @@ function executor(): CommitOptions<TestOperation, TestOutcome>['execute'] {
         values: [writing.map((op) => op.id), made.writer, made.batch, writing.map((op) => op.behaviour === 'breaks_row')],
       });
     }
-    return operations.map((op) => ({ entry: op.behaviour === 'asks' ? null : entryOf(op, made.at), outcome: { id: op.id, batch: made.batch } }));
+    return operations.map((op) => ({ entry: op.behaviour === 'asks' ? null : entryOf(op, made.at), outcome: { id: op.id, batch: made.batch }, events: op.behaviour === 'asks' ? [] : [eventOf(op, made.at)] }));
+  };
+}
+
+/** An event whose request id tells whose it is. */
+function eventOf(op: TestOperation, at: Date): VaultEvent {
+  return {
+    type: 'token.created',
+    call: { requestId: op.id, at, caller: null, from: '' },
+    row: { tenantId: 1, token: 'tok_test', cardToken: 'tok_test', fingerprint: Buffer.alloc(32), cardId: Buffer.alloc(16), expiry: null, brand: 'visa', bin: null, last4: '1111', panLength: 16, status: 'active', rowVersion: 1, expiresAt: null, tokenMac: Buffer.alloc(16), metadata: null, createdAt: at },
   };
 }
 
@@ -230,12 +244,21 @@ export async function readChains(client: ClientBase, verifier: NoteVerifier): Pr
   return { batches, places, entries, faults };
 }
 
-async function readLog(database: FreshDatabase, verifier: NoteVerifier): Promise<Log & { readonly work: readonly { id: string; writer: bigint; batch: bigint }[] }> {
+interface Stored {
+  readonly id: string;
+  readonly writer: bigint;
+  readonly batch: bigint;
+}
+
+/** The log, with the rows that operations wrote and the events that they left. */
+async function readLog(database: FreshDatabase, verifier: NoteVerifier): Promise<Log & { readonly work: readonly Stored[]; readonly events: readonly Stored[] }> {
   return await withClient(adminConnection(database.adminUrl), async (client) => {
     // One snapshot, whatever a writer does meanwhile.
     await client.query('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY');
     const log = await readChains(client, verifier);
     const { rows } = await client.query<{ id: string; writer: string; batch: string }>('SELECT id, writer, batch FROM work');
-    return { ...log, work: rows.map((row) => ({ id: row.id, writer: BigInt(row.writer), batch: BigInt(row.batch) })) };
+    const events = await client.query<{ id: string; writer: string; batch: string }>("SELECT event #>> '{data,request_id}' AS id, writer, number AS batch FROM outbox, json_array_elements(events) AS event");
+    const stored = (row: { id: string; writer: string; batch: string }): Stored => ({ id: row.id, writer: BigInt(row.writer), batch: BigInt(row.batch) });
+    return { ...log, work: rows.map(stored), events: events.rows.map(stored) };
   });
 }

@@ -31,7 +31,7 @@ interface Vault {
 async function vault(t: Test, options: Partial<TlsListenerOptions> = {}, set = testPki(t)): Promise<Vault> {
   const events: TlsEvent[] = [];
   const files = { certificate: set.path('server.pem'), key: set.path('server.key'), ca: set.path('ca.pem') };
-  const listener = await TlsListener.open({ name: 'api', files, maxConnections: 50, report: (event) => events.push(event), ...options });
+  const listener = await TlsListener.open({ name: 'api', files, maxConnections: 50, maxConnectionsPerCertificate: 50, report: (event) => events.push(event), ...options });
   const revocation = await RevocationList.load({ crlFile: set.path('crl.pem'), caFile: files.ca, maxAgeMs: dayMs, now: () => new Date() });
   const server = createServer(listener.serverOptions(), (request, response) => {
     const socket = request.socket as TLSSocket;

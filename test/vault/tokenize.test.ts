@@ -47,6 +47,7 @@ async function vault(t: Test, database: FreshDatabase): Promise<Vault> {
     execute: executeTokenizing,
     failureEntry: (operation, code) => failureEntry(operation, code),
     limits: { ...limits, maxCalls: 500 },
+    outbox: true,
     observer: { queued: () => undefined, waited: () => undefined, committed: () => undefined, disturbed: (kind, error) => void errors.push({ kind, code: (error as { code?: unknown } | null)?.code }) },
     now: () => new Date(),
     startDetail: {},
@@ -150,4 +151,32 @@ t.test('one Idempotency-Key on two writers at once makes one token', async (t) =
   const conflict = await writers[0]!.tokenize(6, { reuse: false }, 'key 0').catch((error: unknown) => error);
   t.match(conflict, { code: 'idempotency_conflict' });
   t.ok(conflict instanceof VaultError && conflict.recorded, 'and the log says so');
+});
+
+t.test('a new token and an updated card are events, with what a token\'s own metadata says; a known card and a replay are none', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  const first = await tokenize(1, { expiry: '2029-12', metadata: { order: 'kept apart' } });
+  await tokenize(1, { expiry: '2029-12' });
+  const second = await tokenize(1, { reuse: false }, 'a key');
+  await tokenize(1, { reuse: false }, 'a key');
+  await tokenize(1, { cardholder: 'Ana Souza', expiry: '2031-01' });
+  const stored = await rows(database, 'SELECT o.writer, o.number, o.made_at, event FROM outbox o, json_array_elements(o.events) WITH ORDINALITY AS e(event, place) ORDER BY number, place');
+  const events = stored.map((row) => row['event'] as { type: string; subject: string; tenant: string; data: Record<string, unknown> });
+  t.same(events.map(({ type, subject, tenant }) => ({ type, subject, tenant })), [
+    { type: 'token.created', subject: first.token, tenant: 'acme' },
+    { type: 'token.created', subject: second.token, tenant: 'acme' },
+    { type: 'card.updated', subject: first.token, tenant: 'acme' },
+  ]);
+  const { created: _, ...view } = first;
+  const { request_id: request, ...data } = events[0]!.data;
+  t.same(data, { ...view, caller: call.caller?.spiffeId });
+  t.match(request, /^[0-9a-f-]{36}$/u);
+  t.equal(events[2]!.data['expiry'], '2031-01');
+  t.notMatch(JSON.stringify(events), /Ana|order|kept/u, 'neither the name nor what callers keep with a token');
+  const digits = Buffer.alloc(cardDigits);
+  cardNumber(1, digits);
+  t.notOk(JSON.stringify(events).includes(digits.toString('latin1')), 'nor the card number');
+  const batches = await rows(database, "SELECT 1 FROM outbox o JOIN batches b ON b.writer = o.writer AND b.number = o.number AND b.kind = 0 AND b.formed_at = o.made_at");
+  t.equal(batches.length, 3, 'each beside the batch that tells of it');
 });

@@ -28,6 +28,7 @@ import { detokenizeEntry } from '../detokenize.ts';
 import type { DetokenizeOutcome } from '../detokenize.ts';
 import { loadPolicy } from '../policy.ts';
 import { sweepQuotas } from '../quota.ts';
+import { Refusals } from '../refusals.ts';
 import { RevocationList } from '../revocation.ts';
 import { addAdminRoutes } from '../admin.ts';
 import { addDetokenizingRoutes, addOpenApi, addTokenizingRoutes } from '../routes.ts';
@@ -40,7 +41,7 @@ import type { TokenizeOutcome } from '../tokenize.ts';
 import { sweepIdempotencyKeys } from '../token-store.ts';
 import { pooledRandom } from '../token.ts';
 import type { LookUpOutcome } from '../validate.ts';
-import { executeDetokenizing, executeTokenizing, failureEntry, refusal } from '../transaction.ts';
+import { executeDetokenizing, executeTokenizing, failureEntry } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import { assertKeysOfCards, assertLastBatch } from './continuity.ts';
 import { prepareDevelopment, readPin } from './development.ts';
@@ -143,6 +144,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       execute,
       failureEntry: (operation, code) => failureEntry(operation, code),
       limits: { maxQueue: config.commit.max_queue, maxCalls: config.commit.max_calls, maxWeight: 2000, maxWaitMs: milliseconds(config.database.max_away), maxSettleMs: milliseconds(config.database.max_settle) },
+      outbox: config.events.outbox,
       observer: observeWriter(role, metrics, log),
       now,
       startDetail: { policies: policy.digest, ...(predecessor === null ? {} : { predecessor: predecessor.writer, predecessor_closed: predecessor.closed ? 'yes' : 'no', predecessor_hash: predecessor.hash, predecessor_last: predecessor.number }) },
@@ -173,6 +175,9 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   }, 1000).unref();
   stack.defer(() => clearInterval(resuming));
 
+  const refusals = new Refusals({ entriesPerMinute: config.refusals.entries_per_minute, now, write: (entry) => record({ kind: 'entry', entry }), summed: metrics.count('cofre_refusals_summed_total', 'Refused calls that got no entry of their own, only a count.') });
+  stack.defer(() => refusals.close());
+
   // Listeners.
   const serverOptions = (tls: TlsListener): ServerOptions => ({
     tls,
@@ -183,7 +188,8 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       answered: (action, outcome, seconds) => metrics.answered(action, outcome, seconds),
       failed: (requestId, error) => log.error('a request failed', { request_id: requestId, error: describe(error) }),
     },
-    recordRefusal: async (call, action, refused) => await record(refusal(call, action, refused)),
+    recordRefusal: async (call, action, refused) => await refusals.record(call, action, refused),
+    maxRequestsPerCaller: config.listeners.max_requests_per_caller,
     requestTimeoutMs: milliseconds(config.listeners.request_timeout),
     keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
   });
@@ -192,6 +198,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       name,
       files: tlsFiles,
       maxConnections: config.listeners.max_connections,
+      maxConnectionsPerCertificate: config.listeners.max_connections_per_certificate,
       report(event) {
         metrics.connection(event.kind);
         if (event.kind === 'reload_refused') log.error('the certificates were not reloaded', { reason: event.reason });

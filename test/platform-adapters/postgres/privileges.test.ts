@@ -32,6 +32,7 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
   batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
+  outbox: { tokenize: { insert: 'all' }, detokenize: { insert: 'all' }, admin: { insert: 'all' }, relay: { select: 'all', delete: true } },
   // Read by every process, to refuse a schema that it does not know.
   schema_migrations: Object.fromEntries(PROCESS_ROLES.map((role) => [role, { select: 'all' }])),
 };

@@ -1,0 +1,102 @@
+/** Callers that ask for more than their share: what it costs them, and that it costs the others nothing but time. */
+import type { TLSSocket } from 'node:tls';
+import t from 'tap';
+import { startAppliance, until } from '../support/appliance.ts';
+import { parseReplies, readToEnd } from '../support/api-client.ts';
+import { readLog } from '../support/log-reader.ts';
+import { isProblem } from '../support/problem.ts';
+import { cardText } from '../support/test-cards.ts';
+
+const maxPipelined = 64;
+const maxRequests = 8;
+const maxConnections = 20;
+const entriesPerMinute = 10;
+const appliance = await startAppliance(t, { config: { listeners: { max_requests_per_caller: maxRequests, max_connections_per_certificate: maxConnections }, refusals: { entries_per_minute: entriesPerMinute } } });
+/** Resolves when the server has closed the connection, in order or not. */
+const closeOf = (socket: TLSSocket): Promise<void> => new Promise((done) => socket.resume().once('close', () => done()));
+const nothing = 'GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n';
+
+await t.test('as many pipelined requests as a connection may have are all answered in their order', async (t) => {
+  const socket = await appliance.client('auditor').connect();
+  const received = readToEnd(socket);
+  socket.write(nothing.repeat(maxPipelined - 1) + nothing.replace('Host: x', 'Host: x\r\nConnection: close'));
+  const replies = parseReplies(await received);
+  t.equal(replies.length, maxPipelined);
+  t.same(new Set(replies.map(({ status }) => status)), new Set([404, 503]), 'those beyond the caller\'s places are refused, not dropped');
+});
+
+await t.test('a connection with one more is closed, and others are served meanwhile', async (t) => {
+  const checkout = appliance.client('checkout');
+  const sockets = await Promise.all(Array.from({ length: 10 }, () => appliance.client('intruder').connect()));
+  const closed = sockets.map(closeOf);
+  for (const socket of sockets) socket.write(nothing.repeat(2000));
+  const replies = await Promise.all(Array.from({ length: 4 }, (_, n) => checkout.post('/v1/tokenize', { pan: cardText(n) })));
+  t.strictSame(replies.map(({ status }) => status), [201, 201, 201, 201]);
+  t.equal((await Promise.all(closed)).length, 10);
+});
+
+await t.test('a caller with all its places taken is told that the vault is overloaded, others and its own next request are not', async (t) => {
+  const slow = await Promise.all(Array.from({ length: maxRequests }, () => appliance.client('checkout').connect()));
+  // Each has a place from its head on, and is in no hurry with its body.
+  const body = `{"pan":"${cardText(9)}"}`;
+  const answers = slow.map((socket) => readToEnd(socket));
+  for (const socket of slow) socket.write(`POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 5)}`);
+  const checkout = appliance.client('checkout');
+  await until(async () => (await checkout.get('/openapi.json')).status === 503, 'the refusal');
+  isProblem(t, await checkout.post('/v1/tokenize', { pan: cardText(9) }), 'overloaded');
+  t.equal((await appliance.client('checkout-globex').post('/v1/tokenize', { pan: cardText(9) })).status, 201);
+  for (const socket of slow) socket.write(body.slice(5));
+  t.strictSame((await Promise.all(answers)).map((bytes) => parseReplies(bytes)[0]!.status).filter((status) => status !== 200 && status !== 201), []);
+  t.equal((await checkout.post('/v1/tokenize', { pan: cardText(9) })).status, 200);
+});
+
+await t.test('requests that were aborted, refused or answered give their places back', async (t) => {
+  const checkout = appliance.client('checkout');
+  for (let round = 0; round < 3; round += 1) {
+    const sockets = await Promise.all(Array.from({ length: maxRequests }, () => appliance.client('checkout').connect()));
+    for (const socket of sockets) socket.write('POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"pan"');
+    await until(async () => (await checkout.get('/openapi.json')).status === 503, 'the places to be taken');
+    for (const socket of sockets) socket.destroy();
+    await until(async () => (await checkout.get('/openapi.json')).status === 200, 'the places');
+  }
+  const kinds = [() => checkout.get('/nothing'), () => checkout.post('/v1/tokenize', '{'), () => checkout.get(`/v1/tokens/${cardText(1)}`), () => checkout.call('GET', '/%'), () => checkout.post('/v1/validate', { token: 'x' })];
+  const statuses = new Set<number>();
+  for (let n = 0; n < maxRequests * 2; n += 1) for (const kind of kinds) statuses.add((await kind()).status);
+  t.notOk(statuses.has(503), [...statuses].join());
+  const getnet = appliance.client('getnet');
+  const { token } = (await checkout.post('/v1/tokenize', { pan: cardText(2) })).json();
+  for (let n = 0; n < maxRequests * 2; n += 1) t.equal((await getnet.post('/v1/detokenize', { token, purpose: 'refund' })).status, 200);
+});
+
+await t.test('one certificate has its share of connections, another finds room', async (t) => {
+  const client = appliance.client('intruder');
+  const open = await Promise.all(Array.from({ length: maxConnections }, () => client.connect()));
+  const oneMore = await client.connect();
+  await closeOf(oneMore);
+  t.equal((await appliance.client('checkout').get('/openapi.json')).status, 200);
+  open[0]!.destroy();
+  await until(async () => {
+    const socket = await client.connect();
+    const answer = readToEnd(socket);
+    socket.write('GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n');
+    return (await answer).length > 0;
+  }, 'room after one was closed');
+  client.close();
+});
+
+await t.test('the log holds the first refusals of a caller each, and the rest as one entry', async (t) => {
+  const operator = appliance.client('operator-b');
+  const times = 50;
+  for (let n = 0; n < times; n += 1) isProblem(t, await operator.get('/nothing'), 'not_found');
+  const { code } = await appliance.stop();
+  t.equal(code, 0);
+  await appliance.start();
+  const entries = (await readLog(appliance)).filter(({ value }) => String(value['caller']).endsWith('/operator-b'));
+  const single = entries.filter(({ value }) => value['action'] === 'unknown_route');
+  const summed = entries.filter(({ value }) => value['action'] === 'refusals');
+  // The calls may have fallen into two minutes of the vault's.
+  t.ok(single.length >= entriesPerMinute && single.length <= 2 * entriesPerMinute, `${single.length} entries`);
+  t.equal(single.length + summed.reduce((sum, { value }) => sum + (value['detail'] as { not_found: number }).not_found, 0), times, 'and none is lost');
+  const metrics = await (await fetch(`${appliance.telemetryUrl}/metrics`)).text();
+  t.match(metrics, /^cofre_refusals_summed_total \d+$/mu);
+});
