@@ -7,12 +7,6 @@
 
 export type EntryOutcome = 'allowed' | 'refused' | 'failed';
 
-/** A token that the call named, and what became of it. Only well-formed tokens are ever named: anything else could be a PAN. */
-export interface EntryToken {
-  readonly outcome: string;
-  readonly token: string;
-}
-
 export interface Entry {
   /** What was asked for: `tokenize`, `detokenize`, `writer.start`, … */
   readonly action: string;
@@ -25,6 +19,8 @@ export interface Entry {
   readonly detail?: Readonly<Record<string, string | number>>;
   /** IP address that the call came from. */
   readonly from?: string;
+  /** Items of a call that have no token to be named by, counted by what became of them: an error code, `malformed`. */
+  readonly items?: Readonly<Record<string, number>>;
   readonly outcome: EntryOutcome;
   /** Ids of the policies that decided. */
   readonly policies?: readonly string[];
@@ -36,7 +32,8 @@ export interface Entry {
   /** Serial of the caller's certificate, lower-case hex. */
   readonly serial?: string;
   readonly tenant?: string;
-  readonly tokens?: readonly EntryToken[];
+  /** The tokens that the call named or made, by what became of them. Only well-formed tokens are ever named: anything else could be a PAN. */
+  readonly tokens?: Readonly<Record<string, readonly string[]>>;
 }
 
 /** An entry must fit the uint16 length of a C2SP tlog-tiles entry bundle, so it stays below this many bytes. */
@@ -61,6 +58,7 @@ export function encodeEntry(entry: Entry): Buffer {
       code: entry.code,
       detail: entry.detail === undefined ? undefined : sortedByName(entry.detail),
       from: entry.from,
+      items: entry.items === undefined ? undefined : sortedByName(entry.items),
       outcome: entry.outcome,
       policies: entry.policies,
       purpose: entry.purpose,
@@ -68,7 +66,7 @@ export function encodeEntry(entry: Entry): Buffer {
       request: entry.request,
       serial: entry.serial,
       tenant: entry.tenant,
-      tokens: entry.tokens?.map((named) => ({ outcome: named.outcome, token: named.token })),
+      tokens: entry.tokens === undefined ? undefined : sortedByName(entry.tokens),
       v: version,
     }),
     'utf8',
@@ -113,6 +111,6 @@ export function decodeBundle(bundle: Uint8Array): Uint8Array[] {
   return entries;
 }
 
-function sortedByName(detail: Readonly<Record<string, string | number>>): Record<string, string | number> {
-  return Object.fromEntries(Object.entries(detail).sort(([a], [b]) => (a < b ? -1 : 1)));
+function sortedByName<Value>(members: Readonly<Record<string, Value>>): Record<string, Value> {
+  return Object.fromEntries(Object.entries(members).sort(([a], [b]) => (a < b ? -1 : 1)));
 }

@@ -8,7 +8,9 @@
  */
 
 const headerBytes = 20;
-const oid = { bytea: 17, int2: 21, int4: 23, text: 25 } as const;
+const oid = { bool: 16, bytea: 17, int2: 21, int4: 23, text: 25, timestamptz: 1184 } as const;
+/** 2000-01-01, from which PostgreSQL counts, in milliseconds since 1970. */
+const postgresEpochMs = 946_684_800_000;
 
 /** `bytea[]`; the elements are copied. */
 export function byteaArray(values: readonly (Uint8Array | null)[]): Buffer {
@@ -26,6 +28,15 @@ export function int4Array(values: readonly (number | null)[]): Buffer {
 
 export function int2Array(values: readonly (number | null)[]): Buffer {
   return variableArray(oid.int2, values, () => 2, writeInt2);
+}
+
+export function boolArray(values: readonly (boolean | null)[]): Buffer {
+  return variableArray(oid.bool, values, () => 1, writeBool);
+}
+
+/** `timestamptz[]`, to the millisecond. */
+export function timestampArray(values: readonly (Date | null)[]): Buffer {
+  return variableArray(oid.timestamptz, values, () => 8, writeTimestamp);
 }
 
 function variableArray<T>(elementOid: number, values: readonly (T | null)[], sizeOf: (value: T) => number, write: (target: Buffer, at: number, value: T) => void): Buffer {
@@ -70,6 +81,14 @@ function writeBytes(target: Buffer, at: number, value: Uint8Array): void {
 
 function writeText(target: Buffer, at: number, value: string): void {
   target.write(value, at, 'utf8');
+}
+
+function writeBool(target: Buffer, at: number, value: boolean): void {
+  target[at] = value ? 1 : 0;
+}
+
+function writeTimestamp(target: Buffer, at: number, value: Date): void {
+  target.writeBigInt64BE(BigInt(value.getTime() - postgresEpochMs) * 1000n, at);
 }
 
 function writeInt4(target: Buffer, at: number, value: number): void {

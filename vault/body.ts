@@ -26,11 +26,15 @@ export interface TakenCards extends Disposable {
   readonly pans: readonly TakenPan[];
   /** How many items the batch has, also beyond 1000; 0 when there is no array `items`. */
   readonly itemCount: number;
+  /** Items of a batch that are refused, alone, by their place: what stood there is wiped and reads as `null`. */
+  readonly refused: ReadonlyMap<number, Refusal>;
 }
+
+export type Refusal = 'invalid_request' | 'sad_refused' | 'pan_in_other_field';
 
 export interface BodyRefused extends Disposable {
   readonly ok: false;
-  readonly refusal: 'invalid_request' | 'sad_refused' | 'pan_in_other_field';
+  readonly refusal: Refusal;
 }
 
 export type Taken = TakenCards | BodyRefused;
@@ -40,10 +44,12 @@ class Cards implements TakenCards {
   readonly json: Buffer;
   readonly pans: readonly TakenPan[];
   readonly itemCount: number;
-  constructor(json: Buffer, pans: readonly TakenPan[], itemCount: number) {
+  readonly refused: ReadonlyMap<number, Refusal>;
+  constructor(json: Buffer, pans: readonly TakenPan[], itemCount: number, refused: ReadonlyMap<number, Refusal>) {
     this.json = json;
     this.pans = pans;
     this.itemCount = itemCount;
+    this.refused = refused;
   }
   [Symbol.dispose](): void {
     wipeAll(this.pans);
@@ -339,7 +345,8 @@ const PAN = 4; // value: where a card number belongs
  *
  * Refused are, the first of these that applies: a field for sensitive authentication data, or track data in any string
  * ('sad_refused'); a card number in any other string, name or number ('pan_in_other_field', rules in card-scan.ts); a number
- * at the place of a card number, and what is not JSON ('invalid_request'). An error in the syntax ends the pass, so what
+ * at the place of a card number, and what is not JSON ('invalid_request'). Of what stands inside an item of a batch, all but
+ * bad syntax refuses that item alone. An error in the syntax ends the pass, so what
  * comes after it is not looked at. After a refusal no Pan is left and the whole body is zeroed.
  *
  * The body stays the caller's, who wipes it when it is done; the Pans belong to the result. Linear in the body. Never throws.
@@ -360,6 +367,30 @@ export function takeCards(body: Buffer, where: Where): Taken {
   let slab: Buffer | null = null;
   let slabAt = 0;
 
+  // The item of a batch that the pass is inside of, and what was found before it.
+  let itemStart = -1;
+  let sadBefore = false;
+  let misplacedBefore = false;
+  let refused: Map<number, Refusal> | null = null;
+  const endItem = (end: number): void => {
+    if (sad || misplaced || invalid) {
+      const k = itemCount - 1;
+      const pan = pans[k];
+      if (pan instanceof Pan) pan[Symbol.dispose]();
+      if (k < pans.length) {
+        pans[k] = 'absent';
+        (refused ??= new Map()).set(k, sad ? 'sad_refused' : misplaced ? 'pan_in_other_field' : 'invalid_request');
+      }
+      // What is refused takes more bytes than `null`: a number of 12 digits, or an object with a member.
+      body.fill(0x20, itemStart, end);
+      body.write('null', itemStart, 'latin1');
+    }
+    itemStart = -1;
+    sad = sadBefore;
+    misplaced = misplacedBefore;
+    invalid = false;
+  };
+
   const inside = new Uint8Array(MAX_DEPTH + 1);
   const isArray = new Uint8Array(MAX_DEPTH + 1);
   let depth = 0;
@@ -379,6 +410,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
 
     if (state === AFTER) {
       if (depth === 0) break;
+      if (itemStart >= 0 && inside[depth] === ITEMS) endItem(i);
       if (byte === 0x2c) {
         state = isArray[depth] === 1 ? VALUE : NAME_NEXT;
         continue;
@@ -425,6 +457,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
             wipeAll(pans);
             pans.length = 0;
             itemCount = 0;
+            refused = null;
           }
         } else if ((here === ITEM || where === 'single') && isName(PAN_NAME, name, from, to)) {
           place = PAN;
@@ -450,6 +483,11 @@ export function takeCards(body: Buffer, where: Where): Taken {
     if (depth > 0 && inside[depth] === ITEMS) {
       itemCount++;
       if (itemCount <= MAX_ITEMS) pans.push('absent');
+      itemStart = i;
+      sadBefore = sad;
+      misplacedBefore = misplaced;
+      sad = false;
+      misplaced = false;
     }
     state = AFTER;
 
@@ -512,12 +550,18 @@ export function takeCards(body: Buffer, where: Where): Taken {
     i += word.length - 1;
   }
 
-  if (complete && !sad && !misplaced && !invalid) return new Cards(body, pans, itemCount);
+  if (complete && !sad && !misplaced && !invalid) return new Cards(body, pans, itemCount, refused ?? noneRefused);
+  // The pass may have ended inside an item.
+  if (itemStart >= 0) {
+    sad ||= sadBefore;
+    misplaced ||= misplacedBefore;
+  }
   wipeAll(pans);
   body.fill(0);
   return new Refused(sad ? 'sad_refused' : misplaced ? 'pan_in_other_field' : 'invalid_request');
 }
 
+const noneRefused: ReadonlyMap<number, Refusal> = new Map();
 const TRUE = Buffer.from('true');
 const FALSE = Buffer.from('false');
 const NULL = Buffer.from('null');

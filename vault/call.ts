@@ -1,5 +1,5 @@
 /** One authenticated request: what every operation knows of it, and what the log says of it. */
-import type { Entry, EntryToken } from '../audit/entry.ts';
+import type { Entry } from '../audit/entry.ts';
 import type { Caller } from './caller.ts';
 import type { ErrorCode } from './errors.ts';
 import type { Decision } from './policy.ts';
@@ -20,7 +20,8 @@ export interface EntryFacts {
   readonly decision?: Decision;
   readonly purpose?: string;
   readonly reference?: string | undefined;
-  readonly tokens?: readonly EntryToken[];
+  readonly tokens?: NonNullable<Entry['tokens']>;
+  readonly items?: NonNullable<Entry['items']>;
   /** Absent for an allowed call. */
   readonly code?: ErrorCode;
 }
@@ -43,5 +44,6 @@ export function entryOf(call: Call, facts: EntryFacts): Entry {
     ...(facts.purpose === undefined ? {} : { purpose: facts.purpose }),
     ...(facts.reference === undefined ? {} : { reference: facts.reference }),
     ...(facts.tokens === undefined ? {} : { tokens: facts.tokens }),
+    ...(facts.items === undefined ? {} : { items: facts.items }),
   };
 }

@@ -57,6 +57,12 @@ export const ConfigSchema = Type.Object(
       max_queue: Count(10_000, 1, 1_000_000, 'Calls that may wait for a transaction; one more is overloaded.'),
       max_calls: Count(512, 1, 10_000, 'Calls in one transaction.'),
     }),
+    cards: Section({
+      bin_digits: Count(6, 6, 8, 'Digits of a card number\'s head that are kept and shown: six, or up to eight of card numbers with 16 digits and more. Of 15 digits it is always six, below none.'),
+    }),
+    tokens: Section({
+      sweep_interval: Duration('60s', 'How often tokens past their end are looked for: they are marked, and a card whose last token ended is destroyed.'),
+    }),
     events: Section({
       outbox: Type.Boolean({ default: false, description: 'Store an event for each new token and updated card, in the transaction that makes it. Only with a relay that takes them away.' }),
     }),

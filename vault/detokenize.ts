@@ -1,17 +1,19 @@
 /**
- * Detokenize: a token in, the card number out, for an approved service and a stated purpose. Steps as in docs/MONEY-PATH.md.
+ * Detokenize: tokens in, card numbers out, for an approved service and a stated purpose. Steps as in docs/MONEY-PATH.md.
  *
  * Nothing sealed is opened before the entry that says so is durably committed: opening takes the receipt, and only the committed
  * entry gives one.
  */
 import { HsmError } from '../hsm/errors.ts';
+import type { Receipt } from '../audit/append.ts';
+import type { Entry } from '../audit/entry.ts';
 import type { ClientBase } from 'pg';
 import { entryOf } from './call.ts';
 import type { Call } from './call.ts';
 import { findSealed } from './card-store.ts';
 import type { MadeIn, SealedRow } from './card-store.ts';
 import type { Committed, Settlement } from './commit.ts';
-import { VaultError } from './errors.ts';
+import { VaultError, problemOfItem } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
 import type { Policy, Purpose } from './policy.ts';
 import type { Decision } from './policy.ts';
@@ -23,7 +25,7 @@ import { parseToken } from './token.ts';
 import { secretBytes } from '../hsm/secret-bytes.ts';
 
 export interface DetokenizeInput {
-  readonly token: string;
+  readonly tokens: readonly string[];
   readonly purpose: Purpose;
   readonly reference?: string;
 }
@@ -33,30 +35,39 @@ export interface DetokenizeDeps {
   readonly tenants: Tenants;
   readonly now: () => Date;
   readonly stages: StageObserver;
-  /** Detokenize calls that `subject` may make in a minute; null for no limit. */
+  /** Tokens that `subject` may ask for in a minute; null for no limit. */
   quotaOf(spiffeId: string, purpose: Purpose): number | null;
   /** Commits through a writer whose role may detokenize. */
   commit(operation: DetokenizeOperation): Promise<Committed<DetokenizeOutcome>>;
   /** Writes an entry of its own, for an open that failed after it was authorized. */
-  record(operation: DetokenizeOperation, code: ErrorCode): Promise<void>;
+  record(operation: DetokenizeOperation, failed: readonly FailedItem[]): Promise<void>;
 }
 
 export interface DetokenizeOperation {
   readonly kind: 'detokenize';
+  readonly action: 'detokenize' | 'detokenize_batch';
   readonly call: Call;
   readonly decision: Decision;
   readonly tenant: Tenant;
   readonly input: DetokenizeInput;
   readonly quota: number | null;
-  /** Whether the token is well formed; any other text is never looked up and never named in the log. */
-  readonly wellFormed: boolean;
 }
 
+/** What one token comes to: its sealed card, or why it is not opened. */
+export type DetokenizeItem = { readonly kind: 'sealed'; readonly row: SealedRow } | { readonly kind: 'refused'; readonly code: ErrorCode };
+
 export type DetokenizeOutcome =
-  | { readonly kind: 'sealed'; readonly row: SealedRow }
+  /** In the order of the tokens. */
+  | { readonly kind: 'authorized'; readonly items: readonly DetokenizeItem[] }
   | { readonly kind: 'refused'; readonly code: ErrorCode; readonly retryAfterSeconds?: number };
 
-/** What one call may open, once its entry is committed. */
+/** A token whose card could not be opened, although its entry says that it was authorized. */
+export interface FailedItem {
+  readonly token: string;
+  readonly code: ErrorCode;
+}
+
+/** What one token gave: the digits and the name are the answer's to wipe. */
 interface OpenedCard {
   readonly digits: Buffer;
   readonly name: Buffer | null;
@@ -70,74 +81,134 @@ interface OpenedCard {
  * @throws VaultError `not_authorized`, `token_unknown`, `token_revoked`, `token_expired`, `token_suspended`, `quota_exceeded`,
  *   `hsm_unavailable`, `internal`, and what `commit` throws.
  */
-export async function detokenize(deps: DetokenizeDeps, call: Call, input: DetokenizeInput): Promise<Buffer> {
+export async function detokenize(deps: DetokenizeDeps, call: Call, input: { readonly token: string; readonly purpose: Purpose; readonly reference?: string }): Promise<Buffer> {
+  const { token, ...why } = input;
+  const [only] = await openAll(deps, call, 'detokenize', { ...why, tokens: [token] });
+  if (typeof only !== 'object') throw recorded(new VaultError(only ?? 'internal'));
+  return answerBody([only], '', '');
+}
+
+/**
+ * As `detokenize`, for up to 100 tokens in one call, one entry and one debit of as many tokens: `{"items":[…]}` in their order, each as the
+ * single answer or `{"error":…}`.
+ */
+export async function detokenizeBatch(deps: DetokenizeDeps, call: Call, input: DetokenizeInput): Promise<Buffer> {
+  return answerBody(await openAll(deps, call, 'detokenize_batch', input), '{"items":[', ']}');
+}
+
+async function openAll(deps: DetokenizeDeps, call: Call, action: DetokenizeOperation['action'], input: DetokenizeInput): Promise<(OpenedCard | ErrorCode)[]> {
   const { caller } = call;
   if (caller === null) throw new VaultError('not_authorized');
 
   // 3. Authorize: this caller, this tenant, this purpose.
-  const decision = deps.policy.decide(caller, 'detokenize', input.purpose);
-  const wellFormed = parseToken(input.token) !== null;
+  const decision = deps.policy.decide(caller, action, input.purpose);
   if (!decision.allowed) {
-    const tokens = wellFormed ? { tokens: [{ outcome: 'not_authorized', token: input.token }] } : {};
-    throw new VaultError('not_authorized', { facts: { decision, purpose: input.purpose, reference: input.reference, ...tokens } });
+    const tokens = input.tokens.filter((token) => parseToken(token) !== null);
+    throw new VaultError('not_authorized', { facts: { decision, purpose: input.purpose, reference: input.reference, ...(tokens.length === 0 ? {} : { tokens: { not_authorized: tokens } }) } });
   }
   const tenant = deps.tenants.get(caller.tenant);
-  const operation: DetokenizeOperation = { kind: 'detokenize', call, decision, tenant, input, quota: deps.quotaOf(caller.spiffeId, input.purpose), wellFormed };
+  const operation: DetokenizeOperation = { kind: 'detokenize', action, call, decision, tenant, input, quota: deps.quotaOf(caller.spiffeId, input.purpose) };
 
-  // 5. The entry is committed in the same transaction that reads the sealed card and debits the quota.
-  // A crash after it leaves an entry that says "authorized" for a card that nobody got: the safe side.
+  // 5. The entry is committed in the same transaction that reads the sealed cards and debits the quota.
+  // A crash after it leaves an entry that says "authorized" for cards that nobody got: the safe side.
   const { outcome, receipt } = await deps.commit(operation);
-  if (outcome.kind === 'refused') {
-    const refusal = new VaultError(outcome.code, outcome.retryAfterSeconds === undefined ? undefined : { retryAfterSeconds: outcome.retryAfterSeconds });
-    refusal.recorded = true;
-    throw refusal;
-  }
+  if (outcome.kind === 'refused') throw recorded(new VaultError(outcome.code, outcome.retryAfterSeconds === undefined ? undefined : { retryAfterSeconds: outcome.retryAfterSeconds }));
   if (receipt === null) throw new Error('a detokenize was committed without an entry');
 
   // 6. Only now act: open. A failure from here on is a second entry.
-  const { row } = outcome;
-  const binding = { tenant: tenant.name, cardId: row.cardId };
-  let digits: Buffer | null = null;
   const openingSince = performance.now();
+  const failed: FailedItem[] = [];
+  const causes: unknown[] = [];
+  // A card that several tokens of the call name is opened once: its receipt serves once for each value.
+  const opened = new Map<string, OpenedCard | ErrorCode>();
+  const items: (OpenedCard | ErrorCode)[] = [];
+  for (const [index, item] of outcome.items.entries()) {
+    if (item.kind === 'refused') {
+      items.push(item.code);
+      continue;
+    }
+    const { row } = item;
+    const cardId = row.cardId.toString('latin1');
+    let card = opened.get(cardId);
+    if (card === undefined) {
+      try {
+        card = await openCard(receipt, tenant, row);
+      } catch (error) {
+        card = error instanceof HsmError && error.retryable ? 'hsm_unavailable' : 'internal';
+        causes.push(error);
+      }
+      opened.set(cardId, card);
+    }
+    if (typeof card !== 'object') failed.push({ token: input.tokens[index]!, code: card });
+    items.push(card);
+  }
+  deps.stages.keyWork(action === 'detokenize' ? 'open' : 'open_batch', performance.now() - openingSince);
+  if (failed.length > 0) {
+    try {
+      await deps.record(operation, failed);
+    } catch (error) {
+      wipe(items);
+      throw error;
+    }
+    if (action === 'detokenize') throw recorded(new VaultError(failed[0]!.code, { cause: causes[0] }));
+  }
+  return items;
+}
+
+async function openCard(receipt: Receipt, tenant: Tenant, row: SealedRow): Promise<OpenedCard> {
+  const { cipher } = tenant.keys;
+  const binding = { tenant: tenant.name, cardId: row.cardId };
+  const digits = await cipher.open(receipt, 'pan', row.sealedPan, binding);
   try {
-    const { cipher } = tenant.keys;
-    const opened = await cipher.open(receipt, 'pan', row.sealedPan, binding);
-    digits = opened;
     const name = row.sealedName === null ? null : await cipher.open(receipt, 'name', row.sealedName, binding);
-    deps.stages.keyWork('open', performance.now() - openingSince);
-    return answerBody({ digits: opened, name, expiry: expiryText(row.expiry) });
+    return { digits, name, expiry: expiryText(row.expiry) };
   } catch (error) {
-    const code: ErrorCode = error instanceof HsmError && error.retryable ? 'hsm_unavailable' : 'internal';
-    await deps.record(operation, code);
-    const failure = new VaultError(code, { cause: error });
-    failure.recorded = true;
-    throw failure;
-  } finally {
-    digits?.fill(0);
+    digits.fill(0);
+    throw error;
   }
 }
 
-/** Builds the body in memory of its own (never Node's shared pool), so that wiping it leaves nothing behind. */
-function answerBody({ digits, name, expiry }: OpenedCard): Buffer {
-  const rest = Buffer.from(`","expiry":${JSON.stringify(expiry)},"cardholder":${JSON.stringify(name?.toString('utf8') ?? null)}}`, 'utf8');
-  const body = secretBytes(8 + digits.length + rest.length);
-  body.write('{"pan":"', 0, 'latin1');
-  body.set(digits, 8);
-  body.set(rest, 8 + digits.length);
-  name?.fill(0);
+function wipe(items: readonly (OpenedCard | ErrorCode)[]): void {
+  for (const item of items) {
+    if (typeof item !== 'object') continue;
+    item.digits.fill(0);
+    item.name?.fill(0);
+  }
+}
+
+/** Builds the body in memory of its own (never Node's shared pool), so that wiping it leaves nothing behind. Wipes the cards. */
+function answerBody(items: readonly (OpenedCard | ErrorCode)[], before: string, after: string): Buffer {
+  const texts = items.map((item) => (typeof item === 'object' ? `","expiry":${JSON.stringify(item.expiry)},"cardholder":${JSON.stringify(item.name?.toString('utf8') ?? null)}}` : JSON.stringify({ error: problemOfItem(item) })));
+  let size = before.length + after.length + Math.max(0, items.length - 1);
+  for (const [index, item] of items.entries()) size += Buffer.byteLength(texts[index]!, 'utf8') + (typeof item === 'object' ? panHead.length + item.digits.length : 0);
+  const body = secretBytes(size);
+  let at = body.write(before, 0, 'latin1');
+  for (const [index, item] of items.entries()) {
+    if (index > 0) at += body.write(',', at, 'latin1');
+    if (typeof item === 'object') {
+      at += body.write(panHead, at, 'latin1');
+      body.set(item.digits, at);
+      at += item.digits.length;
+    }
+    at += body.write(texts[index]!, at, 'utf8');
+  }
+  body.write(after, at, 'latin1');
+  wipe(items);
   return body;
 }
+
+const panHead = '{"pan":"';
 
 /** The transaction's part of detokenize, for all operations of a group at once. */
 export async function storeDetokenize(tx: ClientBase, operations: readonly DetokenizeOperation[], made: MadeIn): Promise<Settlement<DetokenizeOutcome>[]> {
   const outcomes: (DetokenizeOutcome | null)[] = operations.map(() => null);
 
-  // a. Quotas: a call that is not covered is refused here, alone, and its tokens are not looked at.
+  // a. Quotas: a call that is not covered, each of its tokens counted, is refused here, alone, and its tokens are not looked at.
   const metered = operations.flatMap((operation, index) => (operation.quota === null ? [] : [{ operation, index, quota: operation.quota }]));
   if (metered.length > 0) {
     const granted = await debitQuotas(
       tx,
-      metered.map(({ operation, quota }) => ({ tenantId: operation.tenant.id, subject: `${operation.call.caller?.spiffeId ?? ''} ${operation.input.purpose}`, amount: 1, limit: quota })),
+      metered.map(({ operation, quota }) => ({ tenantId: operation.tenant.id, subject: `${operation.call.caller?.spiffeId ?? ''} ${operation.input.purpose}`, amount: operation.input.tokens.length, limit: quota })),
       made.at,
     );
     for (const [at, { index }] of metered.entries()) {
@@ -145,36 +216,67 @@ export async function storeDetokenize(tx: ClientBase, operations: readonly Detok
     }
   }
 
-  // b. One look-up for all tokens, by (tenant, token): another tenant's token is unknown by the same statement and branch.
-  const asked = operations.filter((operation, index) => operation.wellFormed && outcomes[index] === null);
+  // b. One look-up for all tokens, by (tenant, token): another tenant's token is unknown by the same statement and branch. What is not
+  // well formed is never looked up.
+  const asked = operations.flatMap(({ tenant, input }, index) => (outcomes[index] === null ? input.tokens.flatMap((token) => (parseToken(token) === null ? [] : [{ tenantId: tenant.id, token }])) : []));
   const found = new Map<string, SealedRow>();
   if (asked.length > 0) {
-    const rows = await findSealed(tx, asked.map((operation) => operation.tenant.id), asked.map((operation) => operation.input.token));
-    for (const row of rows) found.set(`${row.tenantId} ${row.token}`, row);
+    for (const row of await findSealed(tx, asked.map(({ tenantId }) => tenantId), asked.map(({ token }) => token))) found.set(`${row.tenantId} ${row.token}`, row);
   }
   return operations.map((operation, index) => {
-    const outcome = outcomes[index] ?? outcomeOf(operation, found.get(`${operation.tenant.id} ${operation.input.token}`), made.at);
-    return { outcome, entry: detokenizeEntry(operation, outcome.kind === 'refused' ? outcome.code : undefined) };
+    const { tenant, input } = operation;
+    const outcome: DetokenizeOutcome = outcomes[index] ?? { kind: 'authorized', items: input.tokens.map((token) => itemOf(tenant, found.get(`${tenant.id} ${token}`), made.at)) };
+    return { outcome, entry: detokenizeEntry(operation, outcome) };
   });
 }
 
-function outcomeOf(operation: DetokenizeOperation, row: SealedRow | undefined, now: Date): DetokenizeOutcome {
+function itemOf(tenant: Tenant, row: SealedRow | undefined, now: Date): DetokenizeItem {
   if (row === undefined) return { kind: 'refused', code: 'token_unknown' };
-  if (!rowIsGenuine(operation.tenant, row)) return { kind: 'refused', code: 'internal' };
+  if (!rowIsGenuine(tenant, row)) return { kind: 'refused', code: 'internal' };
   const status = effectiveStatus(row, now);
   if (status !== 'active') return { kind: 'refused', code: `token_${status}` };
   return { kind: 'sealed', row };
 }
 
-/** The entry of a detokenize; `code` where it was refused or failed. */
-export function detokenizeEntry(operation: DetokenizeOperation, code: ErrorCode | undefined): NonNullable<Settlement<DetokenizeOutcome>['entry']> {
-  const { call, decision, input } = operation;
+function detokenizeEntry(operation: DetokenizeOperation, outcome: DetokenizeOutcome): Entry {
+  const { input } = operation;
+  if (outcome.kind === 'refused') return entry(operation, input.tokens.map((token) => ({ token, outcome: outcome.code })), outcome.code);
+  const items = outcome.items.map((item, index) => ({ token: input.tokens[index]!, outcome: item.kind === 'refused' ? item.code : 'authorized' }));
+  const [only] = outcome.items;
+  // A single call that fails says so as a whole; a batch call does what it can.
+  return entry(operation, items, operation.action === 'detokenize' && only?.kind === 'refused' ? only.code : undefined);
+}
+
+/** The entry of a call that failed as a whole, after it came to its transaction. */
+export function detokenizeFailure(operation: DetokenizeOperation, code: ErrorCode): Entry {
+  return entry(operation, operation.input.tokens.map((token) => ({ token, outcome: code })), code);
+}
+
+/** The second entry of a call, of which these tokens were authorized and could not be opened. */
+export function openFailure(operation: DetokenizeOperation, failed: readonly FailedItem[]): Entry {
+  return entry(operation, failed.map(({ token, code }) => ({ token, outcome: code })), failed[0]!.code);
+}
+
+/** Only well-formed tokens are named: any other text could be a card number. */
+function entry({ action, call, decision, input }: DetokenizeOperation, items: readonly { readonly token: string; readonly outcome: string }[], code: ErrorCode | undefined): Entry {
+  const tokens: Record<string, string[]> = {};
+  let malformed = 0;
+  for (const { token, outcome } of items) {
+    if (parseToken(token) === null) malformed += 1;
+    else (tokens[outcome] ??= []).push(token);
+  }
   return entryOf(call, {
-    action: 'detokenize',
+    action,
     decision,
     purpose: input.purpose,
     reference: input.reference,
-    ...(operation.wellFormed ? { tokens: [{ outcome: code ?? 'authorized', token: input.token }] } : {}),
+    ...(Object.keys(tokens).length === 0 ? {} : { tokens }),
+    ...(malformed === 0 ? {} : { items: { malformed } }),
     ...(code === undefined ? {} : { code }),
   });
+}
+
+function recorded(error: VaultError): VaultError {
+  error.recorded = true;
+  return error;
 }

@@ -10,7 +10,7 @@ import type { MadeIn, TokenRow } from './card-store.ts';
 import { viewOf } from './token-view.ts';
 
 /** `card.updated`: a known card got a newer expiry or cardholder. */
-export type EventType = 'token.created' | 'card.updated';
+export type EventType = 'token.created' | 'card.updated' | 'token.suspended' | 'token.resumed' | 'token.deleted';
 
 export interface VaultEvent {
   readonly type: EventType;

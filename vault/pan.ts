@@ -165,6 +165,15 @@ export class Pan implements Disposable {
     return this.#first6 < 0 ? null : String(this.#first6).padStart(6, '0');
   }
 
+  /**
+   * The first `digits` digits (6 to 8) as far as they may be kept: eight at most of 16 digits and more, six of 15, none below (PCI SSC FAQ
+   * 1091). With six it is `bin`. Throws a plain Error after disposal, as more than six must be read from the digits.
+   */
+  head(digits: number): string | null {
+    const kept = this.length >= 16 ? Math.min(digits, 8) : 6;
+    return kept === 6 || this.#first6 < 0 ? this.bin : this.reveal().toString('latin1', 0, kept);
+  }
+
   /** The last four digits. */
   get last4(): string {
     return String(this.#last4).padStart(4, '0');

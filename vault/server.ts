@@ -28,6 +28,8 @@ export interface RouteFacts {
   /** Where its body holds card numbers. */
   readonly cards: Where;
   readonly maxBodyBytes: number;
+  /** What `/openapi.json` says of its body, where that is more than is checked before its handler. */
+  readonly documentedBody?: object;
   /** Whether a refusal on the way to it is an entry of the log; false only for what shows nothing of anybody. */
   readonly audited: boolean;
 }

@@ -16,6 +16,11 @@ export class Tenants {
     this.#byName = new Map(Array.from(tenants, (tenant) => [tenant.name, tenant]));
   }
 
+  /** By their short numbers. */
+  get byId(): ReadonlyMap<number, Tenant> {
+    return new Map([...this.#byName.values()].map((tenant) => [tenant.id, tenant]));
+  }
+
   /** @throws VaultError `not_authorized` for a tenant that this vault does not hold: its callers have no business here. */
   get(name: string): Tenant {
     const tenant = this.#byName.get(name);

@@ -8,11 +8,12 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
 
-export type TokenStatus = 'active' | 'suspended' | 'revoked';
+/** `expired` is what the sweeper writes; until it comes by, a token past its end says so by its time alone. */
+export type TokenStatus = 'active' | 'suspended' | 'revoked' | 'expired';
 
 export interface TokenBinding {
   readonly tenant: string;
-  /** 32 bytes. */
+  /** 32 bytes; of no account for a revoked or expired token, whose card may have been destroyed. */
   readonly fingerprint: Uint8Array;
   /** 16 bytes. */
   readonly cardId: Uint8Array;
@@ -22,18 +23,26 @@ export interface TokenBinding {
   readonly rowVersion: number;
 }
 
-export const statusCode: Readonly<Record<TokenStatus, number>> = { active: 0, suspended: 1, revoked: 2 };
+export const statusCode: Readonly<Record<TokenStatus, number>> = { active: 0, suspended: 1, revoked: 2, expired: 3 };
 
 /** The status of a stored code; null for a code that this version does not know. */
 export function statusOf(code: number): TokenStatus | null {
-  return code === 0 ? 'active' : code === 1 ? 'suspended' : code === 2 ? 'revoked' : null;
+  return statuses[code] ?? null;
 }
+
+/** Whether a token of this status is no more, for good. */
+export function isDead(status: TokenStatus): boolean {
+  return status === 'revoked' || status === 'expired';
+}
+
+const statuses: readonly TokenStatus[] = ['active', 'suspended', 'revoked', 'expired'];
+const noFingerprint = Buffer.alloc(32);
 
 const label = Buffer.from('cofre/token-row/v1\0', 'ascii');
 
 /**
  * HMAC-SHA-256 truncated to 16 bytes (SP 800-107, section 5.3.3), over
- *   label || tenant || 0x00 || token || 0x00 || fingerprint (32) || card id (16) || status (1) || row version (4) || expires at, ms (8, -1 for never)
+ *   label || tenant || 0x00 || token || 0x00 || fingerprint (32, zeros for a dead token) || card id (16) || status (1) || row version (4) || expires at, ms (8, -1 for never)
  * Tenant and token are ASCII without zero bytes, so the encoding is unambiguous.
  */
 export function tokenMac(key: KeyObject, binding: TokenBinding): Buffer {
@@ -44,7 +53,7 @@ export function tokenMac(key: KeyObject, binding: TokenBinding): Buffer {
   return createHmac('sha256', key)
     .update(label)
     .update(`${binding.tenant}\0${binding.token}\0`, 'latin1')
-    .update(binding.fingerprint)
+    .update(isDead(binding.status) ? noFingerprint : binding.fingerprint)
     .update(binding.cardId)
     .update(tail)
     .digest()

@@ -1,23 +1,37 @@
 /** SQL of further tokens and of idempotency keys, one function a statement. */
 import type { ClientBase } from 'pg';
-import { byteaArray, int4Array, textArray } from './binary-arrays.ts';
-import type { MadeIn } from './card-store.ts';
+import { boolArray, byteaArray, int2Array, int4Array, textArray, timestampArray } from './binary-arrays.ts';
+import { formatCode } from './card-store.ts';
+import type { MadeIn, TokenFormat } from './card-store.ts';
 
 /** A token of a card that has one already. */
 export interface FurtherToken {
   readonly tenantId: number;
   readonly token: string;
   readonly cardToken: string;
+  readonly format: TokenFormat;
+  readonly expiresAt: Date | null;
+  /** Whether it is the card's token of its format, which later calls are answered with. */
+  readonly reusable: boolean;
   readonly tokenMac: Buffer;
   readonly metadata: string | null;
 }
 
-export async function insertTokens(tx: ClientBase, tokens: readonly FurtherToken[], made: MadeIn): Promise<void> {
-  await tx.query({
+/**
+ * Stores further tokens. Holds their cards against destruction until the transaction ends (the foreign key does), but does not see
+ * one that was destroyed before: see `countStanding`.
+ *
+ * @returns how many were stored: fewer than given means that another writer has just given one of the cards a reusable token of the
+ *   same format, and the transaction must be rolled back and tried again, now seeing it.
+ */
+export async function insertTokens(tx: ClientBase, tokens: readonly FurtherToken[], made: MadeIn): Promise<number> {
+  const result = await tx.query({
     name: 'insert-tokens',
-    text: `INSERT INTO tokens (tenant_id, token, card_token, format, status, row_version, token_expires_at, token_mac, metadata, created_at, made_writer, made_batch)
-           SELECT t.tenant_id, t.token, t.card_token, 0, 0, 1, NULL, t.token_mac, t.metadata::jsonb, $6::timestamptz, $7::bigint, $8::bigint
-           FROM unnest($1::int[], $2::text[], $3::text[], $4::bytea[], $5::text[]) AS t(tenant_id, token, card_token, token_mac, metadata)`,
+    text: `INSERT INTO tokens (tenant_id, token, card_token, format, status, row_version, token_expires_at, reusable, token_mac, metadata, created_at, made_writer, made_batch)
+           SELECT t.tenant_id, t.token, t.card_token, t.format, 0, 1, t.token_expires_at, t.reusable, t.token_mac, t.metadata::jsonb, $6::timestamptz, $7::bigint, $8::bigint
+           FROM unnest($1::int[], $2::text[], $3::text[], $4::bytea[], $5::text[], $9::smallint[], $10::timestamptz[], $11::boolean[])
+             AS t(tenant_id, token, card_token, token_mac, metadata, format, token_expires_at, reusable)
+           ON CONFLICT (tenant_id, card_token, format) WHERE reusable DO NOTHING`,
     values: [
       int4Array(tokens.map((token) => token.tenantId)),
       textArray(tokens.map((token) => token.token)),
@@ -27,32 +41,51 @@ export async function insertTokens(tx: ClientBase, tokens: readonly FurtherToken
       made.at,
       made.writer,
       made.batch,
+      int2Array(tokens.map((token) => formatCode[token.format])),
+      timestampArray(tokens.map((token) => token.expiresAt)),
+      boolArray(tokens.map((token) => token.reusable)),
     ],
   });
+  return result.rowCount ?? 0;
 }
 
+/** Gives tokens new metadata. */
+export async function updateTokenMetadata(tx: ClientBase, tokens: readonly { readonly tenantId: number; readonly token: string; readonly metadata: string }[]): Promise<void> {
+  const sorted = tokens.toSorted((a, b) => a.tenantId - b.tenantId || (a.token < b.token ? -1 : 1));
+  const values = [int4Array(sorted.map((token) => token.tenantId)), textArray(sorted.map((token) => token.token)), textArray(sorted.map((token) => token.metadata))];
+  for (const table of ['cards', 'tokens']) {
+    await tx.query({
+      name: `update-metadata-of-${table}`,
+      text: `UPDATE ${table} SET metadata = u.metadata::jsonb FROM unnest($1::int[], $2::text[], $3::text[]) AS u(tenant_id, token, metadata)
+             WHERE ${table}.tenant_id = u.tenant_id AND ${table}.token = u.token`,
+      values,
+    });
+  }
+}
+
+/** One call's use of an Idempotency-Key. */
 export interface IdempotencyRow {
   readonly tenantId: number;
   /** SHA-256 over caller, path and key; 32 bytes. */
   readonly keyHash: Buffer;
-  /** HMAC-SHA-256 of the canonical request, the PAN replaced by its fingerprint; 32 bytes. */
+  /** HMAC-SHA-256 of the canonical request, each PAN replaced by its fingerprint; 32 bytes. */
   readonly requestMac: Buffer;
-  readonly token: string;
-  /** Whether the call that used the key made the token. */
-  readonly created: boolean;
+  /** The tokens of the call, in the order of its items, and of each whether the call made it. */
+  readonly tokens: readonly string[];
+  readonly created: readonly boolean[];
 }
 
 /** Keys used since `since`; older ones count as never used, whether or not they were swept. */
 export async function findIdempotencyKeys(tx: ClientBase, tenantIds: readonly number[], keyHashes: readonly Buffer[], since: Date): Promise<IdempotencyRow[]> {
-  const { rows } = await tx.query<{ tenant_id: number; key_hash: Buffer; request_mac: Buffer; token: string; created: boolean }>({
+  const { rows } = await tx.query<{ tenant_id: number; key_hash: Buffer; request_mac: Buffer; tokens: string; created_tokens: string }>({
     name: 'find-idempotency-keys',
-    text: `SELECT k.tenant_id, k.key_hash, k.request_mac, k.token, k.created
+    text: `SELECT k.tenant_id, k.key_hash, k.request_mac, k.tokens, k.created_tokens
            FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)
            JOIN idempotency_keys k ON k.tenant_id = q.tenant_id AND k.key_hash = q.key_hash
            WHERE k.created_at > $3::timestamptz`,
     values: [int4Array(tenantIds), byteaArray(keyHashes), since],
   });
-  return rows.map((row) => ({ tenantId: row.tenant_id, keyHash: row.key_hash, requestMac: row.request_mac, token: row.token, created: row.created }));
+  return rows.map((row) => ({ tenantId: row.tenant_id, keyHash: row.key_hash, requestMac: row.request_mac, tokens: row.tokens.split(','), created: Array.from(row.created_tokens, (made) => made === '1') }));
 }
 
 /**
@@ -72,16 +105,16 @@ export async function insertIdempotencyKeys(tx: ClientBase, used: readonly Idemp
   });
   const result = await tx.query({
     name: 'insert-idempotency-keys',
-    text: `INSERT INTO idempotency_keys (tenant_id, key_hash, request_mac, token, created, created_at)
-           SELECT k.tenant_id, k.key_hash, k.request_mac, k.token, k.created = 1, $6::timestamptz
-           FROM unnest($1::int[], $2::bytea[], $3::bytea[], $4::text[], $5::int[]) AS k(tenant_id, key_hash, request_mac, token, created)
+    text: `INSERT INTO idempotency_keys (tenant_id, key_hash, request_mac, tokens, created_tokens, created_at)
+           SELECT k.tenant_id, k.key_hash, k.request_mac, k.tokens, k.created_tokens, $6::timestamptz
+           FROM unnest($1::int[], $2::bytea[], $3::bytea[], $4::text[], $5::text[]) AS k(tenant_id, key_hash, request_mac, tokens, created_tokens)
            ON CONFLICT (tenant_id, key_hash) DO NOTHING`,
     values: [
       int4Array(keys.map((key) => key.tenantId)),
       byteaArray(keys.map((key) => key.keyHash)),
       byteaArray(keys.map((key) => key.requestMac)),
-      textArray(keys.map((key) => key.token)),
-      int4Array(keys.map((key) => (key.created ? 1 : 0))),
+      textArray(keys.map((key) => key.tokens.join(','))),
+      textArray(keys.map((key) => key.created.map((made) => (made ? '1' : '0')).join(''))),
       at,
     ],
   });

@@ -1,14 +1,14 @@
 /** A token as it may be shown: everything but the PAN, the cardholder and the fingerprint. Pure. */
-import type { TokenRow } from './card-store.ts';
-import { tokenMacHolds } from './token-mac.ts';
+import type { TokenFormat, TokenRow } from './card-store.ts';
+import { isDead, tokenMacHolds } from './token-mac.ts';
 import type { TokenStatus } from './token-mac.ts';
 import type { Tenant } from './tenants.ts';
 
-export type EffectiveStatus = TokenStatus | 'expired';
+export type EffectiveStatus = TokenStatus;
 
 export interface TokenView {
   readonly token: string;
-  readonly format: 'opaque';
+  readonly format: TokenFormat;
   readonly status: EffectiveStatus;
   readonly card_id: string;
   readonly brand: string;
@@ -24,7 +24,7 @@ export interface TokenView {
 
 /** Whether the row is as the vault wrote it: its MAC binds the token to its card, status and life. */
 export function rowIsGenuine(tenant: Tenant, row: TokenRow): boolean {
-  if (row.status === null || row.fingerprint.length !== 32 || row.cardId.length !== 16) return false;
+  if (row.status === null || row.cardId.length !== 16 || (row.fingerprint.length !== 32 && !isDead(row.status))) return false;
   // What the vault never writes and no MAC can be made of: a negative version, a time at infinity (a number in node-postgres).
   if (row.rowVersion < 0 || (row.expiresAt !== null && !(row.expiresAt instanceof Date))) return false;
   return tokenMacHolds(tenant.keys.rowMacKey, { tenant: tenant.name, fingerprint: row.fingerprint, cardId: row.cardId, token: row.token, status: row.status, expiresAt: row.expiresAt, rowVersion: row.rowVersion }, row.tokenMac);
@@ -33,13 +33,13 @@ export function rowIsGenuine(tenant: Tenant, row: TokenRow): boolean {
 /** The status that holds at `now`: a token past its end is expired, whatever its row says. */
 export function effectiveStatus(row: TokenRow, now: Date): EffectiveStatus {
   const status = row.status ?? 'revoked';
-  return status !== 'revoked' && row.expiresAt !== null && row.expiresAt <= now ? 'expired' : status;
+  return !isDead(status) && row.expiresAt !== null && row.expiresAt <= now ? 'expired' : status;
 }
 
 export function viewOf(row: TokenRow, now: Date): TokenView {
   return {
     token: row.token,
-    format: 'opaque',
+    format: row.format,
     status: effectiveStatus(row, now),
     card_id: cardIdText(row.cardId),
     brand: row.brand,

@@ -1,4 +1,5 @@
 import { randomFillSync } from 'node:crypto';
+import { isNumericToken } from './numeric-token.ts';
 
 // tok_ (4) || Unix seconds (6) || random (22) || check (4), all base62 after the prefix.
 const PREFIX = 'tok_';
@@ -120,12 +121,14 @@ function longestDigitRun(bytes: ArrayLike<number>, start: number): number {
 const scratch = new Uint8Array(TOKEN_LENGTH);
 
 /**
- * What kind of token `text` is, or null when it is none: wrong length, prefix, alphabet or check, twelve digits in a row, or
- * no string at all. Takes any value from outside, at most 36 steps whatever its length, and never throws. It says nothing
+ * What kind of token `text` is, or null when it is none: no numeric token either, and wrong length, prefix, alphabet or check, twelve
+ * digits in a row, or no string at all. Takes any value from outside, at most 36 steps whatever its length, and never throws. It says nothing
  * about whether such a token was ever made.
  */
-export function parseToken(text: unknown): { readonly format: 'opaque' } | null {
-  if (typeof text !== 'string' || text.length !== TOKEN_LENGTH || !text.startsWith(PREFIX)) return null;
+export function parseToken(text: unknown): { readonly format: 'opaque' | 'numeric' } | null {
+  if (typeof text !== 'string') return null;
+  if (isNumericToken(text)) return { format: 'numeric' };
+  if (text.length !== TOKEN_LENGTH || !text.startsWith(PREFIX)) return null;
   for (let i = 0; i < TOKEN_LENGTH; i++) {
     const code = text.charCodeAt(i);
     if (i >= PREFIX.length && (code > 127 || VALUE[code]! < 0)) return null;

@@ -2,11 +2,13 @@
 import type { Entry } from '../audit/entry.ts';
 import { entryOf } from './call.ts';
 import type { Execute, Settlement } from './commit.ts';
-import { detokenizeEntry, storeDetokenize } from './detokenize.ts';
+import { detokenizeFailure, storeDetokenize } from './detokenize.ts';
 import type { DetokenizeOperation, DetokenizeOutcome } from './detokenize.ts';
 import type { ErrorCode } from './errors.ts';
-import { storeTokenize } from './tokenize.ts';
-import type { TokenizeOperation, TokenizeOutcome } from './tokenize.ts';
+import { lifecycleFailure, storeLifecycle, storeSweep, sweepFailure } from './lifecycle.ts';
+import type { LifecycleOperation, LifecycleOutcome, SweepOperation, SweepOutcome } from './lifecycle.ts';
+import { storeTokenize } from './tokenize-store.ts';
+import type { TokenizeOperation, TokenizeOutcome } from './tokenize-store.ts';
 import { storeLookUps } from './validate.ts';
 import type { LookUpOperation, LookUpOutcome } from './validate.ts';
 
@@ -20,31 +22,30 @@ export interface EntryOutcome {
   readonly kind: 'recorded';
 }
 
-export type TokenizingOperation = TokenizeOperation | LookUpOperation | EntryOperation;
-export type TokenizingOutcome = TokenizeOutcome | LookUpOutcome | EntryOutcome;
+export type TokenizingOperation = TokenizeOperation | LookUpOperation | LifecycleOperation | SweepOperation | EntryOperation;
+export type TokenizingOutcome = TokenizeOutcome | LookUpOutcome | LifecycleOutcome | SweepOutcome | EntryOutcome;
 export type DetokenizingOperation = DetokenizeOperation | EntryOperation;
 export type DetokenizingOutcome = DetokenizeOutcome | EntryOutcome;
 
 const recorded: EntryOutcome = { kind: 'recorded' };
 
-/** The transaction of a writer of the tokenizing role. */
+/** The transaction of a writer of the tokenizing role. Changes of tokens come first, then new cards, then look-ups: each sees what those before it did. */
 export const executeTokenizing: Execute<TokenizingOperation, TokenizingOutcome> = async (tx, operations, made) => {
-  const tokenizes = operations.filter((operation) => operation.kind === 'tokenize');
-  const lookUps = operations.filter((operation) => operation.kind === 'look_up');
-  const tokenized = tokenizes.length === 0 ? [] : await storeTokenize(tx, tokenizes, made);
-  const lookedUp = lookUps.length === 0 ? [] : await storeLookUps(tx, lookUps, made);
-  let nextTokenize = 0;
-  let nextLookUp = 0;
-  return operations.map((operation): Settlement<TokenizingOutcome> => {
-    switch (operation.kind) {
-      case 'tokenize':
-        return tokenized[nextTokenize++]!;
-      case 'look_up':
-        return lookedUp[nextLookUp++]!;
-      case 'entry':
-        return { entry: operation.entry, outcome: recorded };
-    }
-  });
+  const settled = new Map<TokenizingOperation, Settlement<TokenizingOutcome>>();
+  const keep = (some: readonly TokenizingOperation[], settlements: readonly Settlement<TokenizingOutcome>[]): void => {
+    for (const [index, operation] of some.entries()) settled.set(operation, settlements[index]!);
+  };
+  const of = <Kind extends TokenizingOperation['kind']>(kind: Kind) => operations.filter((operation): operation is Extract<TokenizingOperation, { kind: Kind }> => operation.kind === kind);
+
+  const changes = of('lifecycle');
+  if (changes.length > 0) keep(changes, await storeLifecycle(tx, changes, made));
+  for (const sweep of of('sweep')) settled.set(sweep, await storeSweep(tx, sweep, made));
+  const tokenizes = of('tokenize');
+  if (tokenizes.length > 0) keep(tokenizes, await storeTokenize(tx, tokenizes, made));
+  const lookUps = of('look_up');
+  if (lookUps.length > 0) keep(lookUps, await storeLookUps(tx, lookUps, made));
+  for (const entry of of('entry')) settled.set(entry, { entry: entry.entry, outcome: recorded });
+  return operations.map((operation) => settled.get(operation)!);
 };
 
 /** The transaction of a writer of the detokenizing role. */
@@ -56,14 +57,18 @@ export const executeDetokenizing: Execute<DetokenizingOperation, DetokenizingOut
 };
 
 /** The entry of an operation that broke its transaction. */
-export function failureEntry(operation: TokenizingOperation | DetokenizingOperation, code: ErrorCode): Entry {
+export function failureEntry(operation: TokenizingOperation | DetokenizingOperation, code: ErrorCode, now: Date): Entry {
   switch (operation.kind) {
     case 'entry':
       return { ...operation.entry, outcome: 'failed', code };
+    case 'lifecycle':
+      return lifecycleFailure(operation, code);
+    case 'sweep':
+      return sweepFailure(code, now);
     case 'detokenize':
-      return detokenizeEntry(operation, code);
+      return detokenizeFailure(operation, code);
     case 'tokenize':
-      return entryOf(operation.call, { action: 'tokenize', decision: operation.decision, code });
+      return entryOf(operation.call, { action: operation.action, decision: operation.decision, code });
     case 'look_up':
       return entryOf(operation.call, { action: operation.action, decision: operation.decision, code });
   }

@@ -3,7 +3,7 @@ import type { ClientBase } from 'pg';
 import { entryOf } from './call.ts';
 import type { Call } from './call.ts';
 import { findTokens } from './card-store.ts';
-import type { MadeIn, TokenRow } from './card-store.ts';
+import type { MadeIn, TokenFormat, TokenRow } from './card-store.ts';
 import type { Committed, Settlement } from './commit.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
@@ -40,7 +40,7 @@ export type LookUpOutcome =
 export interface ValidateAnswer {
   readonly valid: boolean;
   readonly status: EffectiveStatus | 'unknown' | 'malformed';
-  readonly format?: 'opaque';
+  readonly format?: TokenFormat;
   readonly brand?: string;
   readonly last4?: string;
   readonly expiry?: string | null;
@@ -82,7 +82,7 @@ async function lookUp(deps: LookUpDeps, call: Call, action: 'validate' | 'metada
   const { caller } = call;
   if (caller === null) throw new VaultError('not_authorized');
   const decision = deps.policy.decide(caller, action, null);
-  if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision, ...(wellFormed ? { tokens: [{ outcome: 'not_authorized', token }] } : {}) } });
+  if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision, ...(wellFormed ? { tokens: { not_authorized: [token] } } : {}) } });
   const tenant = deps.tenants.get(caller.tenant);
   const { outcome } = await deps.commit({ kind: 'look_up', action, call, decision, tenant, token, wellFormed });
   if (outcome.kind === 'refused') {
@@ -114,5 +114,5 @@ export async function storeLookUps(tx: ClientBase, operations: readonly LookUpOp
 
 function lookUpEntry(operation: LookUpOperation, outcome: string, code: ErrorCode | undefined): NonNullable<Settlement<LookUpOutcome>['entry']> {
   const { call, action, decision, token, wellFormed } = operation;
-  return entryOf(call, { action, decision, ...(wellFormed ? { tokens: [{ outcome, token }] } : {}), ...(code === undefined ? {} : { code }) });
+  return entryOf(call, { action, decision, ...(wellFormed ? { tokens: { [outcome]: [token] } } : {}), ...(code === undefined ? {} : { code }) });
 }

@@ -29,7 +29,8 @@ const full: Entry = {
   request: '6f1ed002-ab56-4f0e-9c1a-6d1c0a7c0f11',
   serial: '1f',
   tenant: 'acme',
-  tokens: [{ token: 'tok_x', outcome: 'token_unknown' }],
+  items: { malformed: 2, invalid_pan: 1 },
+  tokens: { token_unknown: ['tok_x', 'tok_a'], authorized: ['tok_b'] },
 };
 
 t.test('the canonicalizer of this test is that of RFC 8785', async (t) => {
@@ -61,7 +62,8 @@ t.test('any entry is canonical: the literal in the product sorts as RFC 8785 doe
       request: text,
       serial: text,
       tenant: text,
-      tokens: fc.array(fc.record({ token: text, outcome: text }), { maxLength: 4 }),
+      items: fc.dictionary(name, fc.nat()),
+      tokens: fc.dictionary(name, fc.array(text, { maxLength: 4 })),
     },
     { requiredKeys: [] },
   );

@@ -133,7 +133,9 @@ await t.test('metadata shows what tokenize showed and what was kept with the tok
 
   const known = await tokenize(checkout, { pan, metadata: { order: 'B-2' } });
   t.equal(known.token, view.token);
-  t.same((await checkout.get(`/v1/tokens/${view.token}`)).json()['metadata'], kept, 'a known token keeps its own');
+  t.same((await checkout.get(`/v1/tokens/${view.token}`)).json()['metadata'], { order: 'B-2' }, 'given again, it replaces what was kept');
+  await tokenize(checkout, { pan });
+  t.same((await checkout.get(`/v1/tokens/${view.token}`)).json()['metadata'], { order: 'B-2' }, 'not given, it stays');
 
   const further = await tokenize(checkout, { pan, reuse: false, metadata: { order: 'C-3' } }, { 'idempotency-key': 'metadata-1' });
   t.same((await checkout.get(`/v1/tokens/${further.token}`)).json()['metadata'], { order: 'C-3' });

@@ -6,7 +6,7 @@ import t from 'tap';
 import { startAppliance, until } from '../support/appliance.ts';
 import type { ApiClient, CallOptions, Reply } from '../support/api-client.ts';
 import { tracesInFolder, tracesOf } from '../support/card-traces.ts';
-import { readLog, type LoggedEntry } from '../support/log-reader.ts';
+import { readLog, type LoggedEntry, tokensOf } from '../support/log-reader.ts';
 import { put, serialOf } from '../support/pki.ts';
 import { isProblem } from '../support/problem.ts';
 import { cardOfLength, cardText } from '../support/test-cards.ts';
@@ -58,16 +58,16 @@ const secrets = [...Object.values(cards), ...names];
 await t.test('calls of every kind are made', async (t) => {
   const visa = await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa, expiry: '2029-12', cardholder: names[0] } });
   const token = tokenOf(visa);
-  expected.get(visa.headers['x-request-id'] as string)!.said.push({ action: 'tokenize', outcome: 'allowed', policies: tokenizes, tokens: [{ outcome: 'created', token }] });
-  const known = { action: 'tokenize', outcome: 'allowed', policies: tokenizes, tokens: [{ outcome: 'known', token }] };
+  expected.get(visa.headers['x-request-id'] as string)!.said.push({ action: 'tokenize', outcome: 'allowed', policies: tokenizes, tokens: { created: [token] } });
+  const known = { action: 'tokenize', outcome: 'allowed', policies: tokenizes, tokens: { known: [token] } };
   await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa } }, known);
   await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa, cardholder: names[1] } }, known);
   for (const pan of [cards.amex, cards.short, cards.long, cards.odd]) {
     const made = await ask('checkout', 'POST', '/v1/tokenize', { body: { pan } });
-    expected.get(made.headers['x-request-id'] as string)!.said.push({ action: 'tokenize', outcome: 'allowed', policies: tokenizes, tokens: [{ outcome: 'created', token: tokenOf(made) }] });
+    expected.get(made.headers['x-request-id'] as string)!.said.push({ action: 'tokenize', outcome: 'allowed', policies: tokenizes, tokens: { created: [tokenOf(made)] } });
   }
   const foreign = await ask('checkout-globex', 'POST', '/v1/tokenize', { body: { pan: cards.visa, cardholder: names[0] } });
-  expected.get(foreign.headers['x-request-id'] as string)!.said.push({ action: 'tokenize', outcome: 'allowed', policies: ['globex-checkout-tokenizes'], tokens: [{ outcome: 'created', token: tokenOf(foreign) }] });
+  expected.get(foreign.headers['x-request-id'] as string)!.said.push({ action: 'tokenize', outcome: 'allowed', policies: ['globex-checkout-tokenizes'], tokens: { created: [tokenOf(foreign)] } });
 
   // Tokenize, refused on the way and by the operation.
   const refusedTokenize = (code: string, more: Said = {}): Said => ({ action: 'tokenize', outcome: 'refused', code, ...more });
@@ -84,28 +84,28 @@ await t.test('calls of every kind are made', async (t) => {
   await ask('two-uris', 'POST', '/v1/tokenize', { body: { pan: cards.visa } }, refusedTokenize('not_authorized'));
   const key = { 'idempotency-key': 'log-1' };
   await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa }, headers: key }, known);
-  await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa }, headers: key }, { ...known, tokens: [{ outcome: 'replayed', token }] });
+  await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.visa }, headers: key }, { ...known, tokens: { replayed: [token] } });
   await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.amex }, headers: key }, refusedTokenize('idempotency_conflict', { policies: tokenizes }));
 
   // Validate and metadata.
-  await ask('checkout', 'POST', '/v1/validate', { body: { token } }, { action: 'validate', outcome: 'allowed', policies: tokenizes, tokens: [{ outcome: 'active', token }] });
-  await ask('checkout', 'POST', '/v1/validate', { body: { token: tokenOf(foreign) } }, { action: 'validate', outcome: 'allowed', policies: tokenizes, tokens: [{ outcome: 'unknown', token: tokenOf(foreign) }] });
+  await ask('checkout', 'POST', '/v1/validate', { body: { token } }, { action: 'validate', outcome: 'allowed', policies: tokenizes, tokens: { active: [token] } });
+  await ask('checkout', 'POST', '/v1/validate', { body: { token: tokenOf(foreign) } }, { action: 'validate', outcome: 'allowed', policies: tokenizes, tokens: { unknown: [tokenOf(foreign)] } });
   await ask('checkout', 'POST', '/v1/validate', { body: { token: 'free text, ação' } }, { action: 'validate', outcome: 'allowed', policies: tokenizes });
-  await ask('auditor', 'POST', '/v1/validate', { body: { token } }, { action: 'validate', outcome: 'refused', code: 'not_authorized', policies: [], tokens: [{ outcome: 'not_authorized', token }] });
-  await ask('checkout', 'GET', `/v1/tokens/${token}`, {}, { action: 'metadata', outcome: 'allowed', policies: tokenizes, tokens: [{ outcome: 'active', token }] });
-  await ask('checkout', 'GET', `/v1/tokens/${tokenOf(foreign)}`, {}, { action: 'metadata', outcome: 'refused', code: 'token_unknown', policies: tokenizes, tokens: [{ outcome: 'unknown', token: tokenOf(foreign) }] });
+  await ask('auditor', 'POST', '/v1/validate', { body: { token } }, { action: 'validate', outcome: 'refused', code: 'not_authorized', policies: [], tokens: { not_authorized: [token] } });
+  await ask('checkout', 'GET', `/v1/tokens/${token}`, {}, { action: 'metadata', outcome: 'allowed', policies: tokenizes, tokens: { active: [token] } });
+  await ask('checkout', 'GET', `/v1/tokens/${tokenOf(foreign)}`, {}, { action: 'metadata', outcome: 'refused', code: 'token_unknown', policies: tokenizes, tokens: { unknown: [tokenOf(foreign)] } });
   await ask('operator-b', 'GET', '/v1/tokens/x', {}, { action: 'metadata', outcome: 'refused', code: 'not_authorized', policies: [] });
 
   // Detokenize.
-  const opened = { action: 'detokenize', outcome: 'allowed', policies: detokenizes, tokens: [{ outcome: 'authorized', token }] };
+  const opened = { action: 'detokenize', outcome: 'allowed', policies: detokenizes, tokens: { authorized: [token] } };
   await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'authorization', reference: 'order/2026-1:a' } }, { ...opened, purpose: 'authorization', reference: 'order/2026-1:a' });
   await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'capture' } }, { ...opened, purpose: 'capture' });
   const refusedDetokenize = (code: string, more: Said = {}): Said => ({ action: 'detokenize', outcome: 'refused', code, ...more });
-  await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'refund', reference: 'r-1' } }, refusedDetokenize('quota_exceeded', { policies: detokenizes, purpose: 'refund', reference: 'r-1', tokens: [{ outcome: 'quota_exceeded', token }] }));
-  await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'chargeback', reference: 'c-1' } }, refusedDetokenize('not_authorized', { policies: [], purpose: 'chargeback', reference: 'c-1', tokens: [{ outcome: 'not_authorized', token }] }));
-  await ask('checkout', 'POST', '/v1/detokenize', { body: { token, purpose: 'capture' } }, refusedDetokenize('not_authorized', { policies: [], purpose: 'capture', tokens: [{ outcome: 'not_authorized', token }] }));
-  await ask('getnet', 'POST', '/v1/detokenize', { body: { token: tokenOf(foreign), purpose: 'capture' } }, refusedDetokenize('token_unknown', { policies: detokenizes, purpose: 'capture', tokens: [{ outcome: 'token_unknown', token: tokenOf(foreign) }] }));
-  await ask('getnet', 'POST', '/v1/detokenize', { body: { token: 'my own words', purpose: 'capture' } }, refusedDetokenize('token_unknown', { policies: detokenizes, purpose: 'capture' }));
+  await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'refund', reference: 'r-1' } }, refusedDetokenize('quota_exceeded', { policies: detokenizes, purpose: 'refund', reference: 'r-1', tokens: { quota_exceeded: [token] } }));
+  await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'chargeback', reference: 'c-1' } }, refusedDetokenize('not_authorized', { policies: [], purpose: 'chargeback', reference: 'c-1', tokens: { not_authorized: [token] } }));
+  await ask('checkout', 'POST', '/v1/detokenize', { body: { token, purpose: 'capture' } }, refusedDetokenize('not_authorized', { policies: [], purpose: 'capture', tokens: { not_authorized: [token] } }));
+  await ask('getnet', 'POST', '/v1/detokenize', { body: { token: tokenOf(foreign), purpose: 'capture' } }, refusedDetokenize('token_unknown', { policies: detokenizes, purpose: 'capture', tokens: { token_unknown: [tokenOf(foreign)] } }));
+  await ask('getnet', 'POST', '/v1/detokenize', { body: { token: 'my own words', purpose: 'capture' } }, refusedDetokenize('token_unknown', { policies: detokenizes, purpose: 'capture', items: { malformed: 1 } }));
   await ask('getnet', 'POST', '/v1/detokenize', { body: { token, purpose: 'fun' } }, refusedDetokenize('invalid_request'));
   await ask('getnet', 'POST', '/v1/detokenize', { body: { token: cards.visa, purpose: 'capture' } }, refusedDetokenize('pan_in_other_field'));
 
@@ -126,13 +126,13 @@ await t.test('a row that somebody changed fails the call and not the vault, and 
   await superuser.query("UPDATE cards SET status = 1, row_version = 2 WHERE token = $1", [tampered]);
   await superuser.query('UPDATE cards SET sealed_pan = (SELECT sealed_pan FROM cards WHERE token = $2) WHERE token = $1', [damaged, tampered]);
   const failed = { outcome: 'failed', code: 'internal' };
-  const named = (token: string): Said => ({ tokens: [{ outcome: 'internal', token }] });
+  const named = (token: string): Said => ({ tokens: { internal: [token] } });
   isProblem(t, await ask('checkout', 'POST', '/v1/tokenize', { body: { pan: cards.tampered } }, { action: 'tokenize', policies: tokenizes, ...failed }), 'internal');
   isProblem(t, await ask('checkout', 'POST', '/v1/validate', { body: { token: tampered } }, { action: 'validate', policies: tokenizes, ...failed, ...named(tampered) }), 'internal');
   isProblem(t, await ask('checkout', 'GET', `/v1/tokens/${tampered}`, {}, { action: 'metadata', policies: tokenizes, ...failed, ...named(tampered) }), 'internal');
   isProblem(t, await ask('getnet', 'POST', '/v1/detokenize', { body: { token: tampered, purpose: 'capture' } }, { action: 'detokenize', policies: detokenizes, purpose: 'capture', ...failed, ...named(tampered) }), 'internal');
   const authorized = { action: 'detokenize', policies: detokenizes, purpose: 'capture' };
-  isProblem(t, await ask('getnet', 'POST', '/v1/detokenize', { body: { token: damaged, purpose: 'capture' } }, { ...authorized, outcome: 'allowed', tokens: [{ outcome: 'authorized', token: damaged }] }, { ...authorized, ...failed, ...named(damaged) }), 'internal');
+  isProblem(t, await ask('getnet', 'POST', '/v1/detokenize', { body: { token: damaged, purpose: 'capture' } }, { ...authorized, outcome: 'allowed', tokens: { authorized: [damaged] } }, { ...authorized, ...failed, ...named(damaged) }), 'internal');
 });
 
 await t.test('a call that its client cut off is an entry, though nobody was answered', async (t) => {
@@ -223,7 +223,7 @@ await t.test('no card number and no cardholder is in an entry, a table, a messag
   // Everything in memory goes to the files.
   await client.query('CHECKPOINT');
   await client.end();
-  const [{ token }] = entries.flatMap(({ value }) => (value['tokens'] as { token: string }[] | undefined) ?? []) as [{ token: string }];
+  const [{ token }] = entries.flatMap(tokensOf) as unknown as [{ token: string }];
   t.ok(tracesInFolder(join(appliance.home, 'postgres'), [token]).some((trace) => trace.includes('/pg_wal/')), 'the search finds in the WAL what is there');
   t.ok(tracesInFolder(join(appliance.home, 'postgres'), [token]).some((trace) => trace.includes('/base/')), 'and in the tables');
   t.same(tracesInFolder(appliance.home, secrets), []);

@@ -2,7 +2,7 @@
 import t from 'tap';
 import { startAppliance } from '../support/appliance.ts';
 import { freshDatabase, withClient } from '../support/database.ts';
-import { readLog } from '../support/log-reader.ts';
+import { readLog, tokensOf } from '../support/log-reader.ts';
 import { cardText } from '../support/test-cards.ts';
 
 const connections = 64;
@@ -26,7 +26,7 @@ for (let round = 0; round < 5; round += 1) {
     const token = answers[0]!['token'] as string;
     t.equal((await getnet.post('/v1/detokenize', { token, purpose: 'capture' })).json()['pan'], pan);
 
-    const entries = (await readLog(appliance)).flatMap(({ value }) => (value['tokens'] as { token: string; outcome: string }[] | undefined) ?? []).filter((named) => named.token === token);
+    const entries = (await readLog(appliance)).flatMap(tokensOf).filter((named) => named.token === token);
     t.equal(entries.filter(({ outcome }) => outcome === 'created').length, 1, 'the log says so too');
     t.equal(entries.filter(({ outcome }) => outcome === 'known').length, connections - 1);
   });

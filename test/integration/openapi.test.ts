@@ -13,6 +13,7 @@ interface Schema {
   readonly required?: readonly string[];
   readonly enum?: readonly string[];
   readonly const?: unknown;
+  readonly items?: Schema;
   readonly additionalProperties?: unknown;
   readonly examples?: readonly unknown[];
 }
@@ -52,6 +53,7 @@ function sample(schema: Schema): unknown {
   if (schema.const !== undefined) return schema.const;
   if (schema.enum?.[0] !== undefined) return schema.enum[0];
   if (schema.type === 'object') return Object.fromEntries(Object.entries(schema.properties ?? {}).map(([name, member]) => [name, sample(member)]));
+  if (schema.type === 'array') return [sample(schema.items!)];
   if (schema.type === 'boolean') return true;
   if (schema.type === 'integer') return 1;
   return 'sample';
@@ -68,12 +70,12 @@ await t.test('the description is OpenAPI 3.1 with mutual TLS, for whoever has a 
 });
 
 await t.test('it lists exactly the operations that are served, each once and with a name of its own', async (t) => {
-  t.same(operations.map(({ method, path }) => `${method} ${path}`).sort(), ['GET /v1/tokens/{token}', 'POST /v1/detokenize', 'POST /v1/tokenize', 'POST /v1/validate']);
+  t.same(operations.map(({ method, path }) => `${method} ${path}`).sort(), ['DELETE /v1/tokens/{token}', 'GET /v1/tokens/{token}', 'POST /v1/detokenize', 'POST /v1/detokenize/batch', 'POST /v1/tokenize', 'POST /v1/tokenize/batch', 'POST /v1/tokens/{token}/resume', 'POST /v1/tokens/{token}/suspend', 'POST /v1/validate']);
   const names = operations.map(({ operation }) => operation.operationId);
   t.equal(new Set(names).size, names.length);
   for (const { operation } of operations) t.ok(operation.summary.length > 0);
   // And nothing is served beside them.
-  for (const path of ['/v1/tokenize', '/v1/detokenize', '/v1/validate', '/v1/tokens/x', '/openapi.json', '/', '/v1', '/docs', '/documentation/json']) {
+  for (const path of ['/v1/tokenize', '/v1/tokenize/batch', '/v1/detokenize', '/v1/detokenize/batch', '/v1/validate', '/v1/tokens/x', '/v1/tokens/x/suspend', '/v1/tokens/x/resume', '/v1/tokens/x/delete', '/openapi.json', '/', '/v1', '/docs', '/documentation/json']) {
     for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']) {
       const described = path === '/openapi.json' ? method === 'GET' : operations.some((one) => one.method === method && one.path.replace('{token}', 'x') === path);
       const reply = await checkout.call(method, path);
@@ -104,13 +106,25 @@ await t.test('a request made from the description alone is taken, and its answer
   t.ok(check(bodySchema(named('tokenize')), body));
   const made = await checkout.post('/v1/tokenize', body);
   described(named('tokenize'), made, 201, 'tokenize');
-  described(named('tokenize'), await checkout.post('/v1/tokenize', body), 200, 'tokenize again');
-  const { token } = made.json();
+  // A token with an end is never answered again.
+  const { ttl_seconds: _, ...endless } = body;
+  described(named('tokenize'), await checkout.post('/v1/tokenize', endless), 201, 'tokenize without an end');
+  const known = await checkout.post('/v1/tokenize', endless);
+  described(named('tokenize'), known, 200, 'tokenize again');
+  const { token } = known.json();
+  const batch = sample(bodySchema(named('tokenizeBatch')));
+  t.ok(check(bodySchema(named('tokenizeBatch')), batch), 'the description of a batch tells of its items');
+  described(named('tokenizeBatch'), await checkout.post('/v1/tokenize/batch', batch), 200, 'tokenize a batch');
+  described(named('tokenizeBatch'), await checkout.post('/v1/tokenize/batch', { items: [{ pan: '1' }, { more: 1 }] }), 200, 'tokenize a batch of nothing good');
+  described(named('detokenizeBatch'), await getnet.post('/v1/detokenize/batch', { ...(sample(bodySchema(named('detokenizeBatch'))) as object), tokens: [token, 'x'] }), 200, 'detokenize a batch');
+  described(named('suspend'), await checkout.post(`/v1/tokens/${token as string}/suspend`, undefined), 200, 'suspend');
+  described(named('resume'), await checkout.post(`/v1/tokens/${token as string}/resume`, undefined), 200, 'resume');
 
   described(named('validate'), await checkout.post('/v1/validate', { ...(sample(bodySchema(named('validate'))) as object), token }), 200, 'validate');
   described(named('validate'), await checkout.post('/v1/validate', sample(bodySchema(named('validate')))), 200, 'validate a malformed one');
   described(named('metadata'), await checkout.get(`/v1/tokens/${token as string}`), 200, 'metadata');
   described(named('detokenize'), await getnet.post('/v1/detokenize', { ...(sample(bodySchema(named('detokenize'))) as object), token }), 200, 'detokenize');
+  described(named('delete'), await checkout.call('DELETE', `/v1/tokens/${token as string}`), 200, 'delete');
 });
 
 await t.test('what the description forbids is refused, and what it allows is not, as far as schemas go', async (t) => {

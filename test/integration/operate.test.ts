@@ -3,7 +3,7 @@ import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { plainLines, startAppliance, until } from '../support/appliance.ts';
-import { readLog } from '../support/log-reader.ts';
+import { readLog, tokensOf } from '../support/log-reader.ts';
 import { put } from '../support/pki.ts';
 import { isProblem } from '../support/problem.ts';
 import { cardText } from '../support/test-cards.ts';
@@ -125,7 +125,7 @@ await t.test('SIGTERM in mid-load ends it cleanly, and every token that was ackn
     const opened = await Promise.all([...acknowledged].map(async ([pan, token]) => (await getnet.post('/v1/detokenize', { token, purpose: 'capture' })).json()['pan'] === pan));
     t.equal(opened.filter((same) => !same).length, 0, `${kill ? 'SIGKILL' : 'SIGTERM'}: all are there`);
     const entries = await readLog(appliance);
-    const named = new Set(entries.flatMap(({ value }) => (value['tokens'] as { token: string; outcome: string }[] | undefined) ?? []).filter(({ outcome }) => outcome === 'created').map(({ token }) => token));
+    const named = new Set(entries.flatMap(tokensOf).filter(({ outcome }) => outcome === 'created').map(({ token }) => token));
     t.equal([...acknowledged.values()].filter((token) => !named.has(token)).length, 0, 'and in the log, whose chains hold');
   }
 });

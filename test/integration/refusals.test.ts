@@ -118,7 +118,7 @@ await refusing('what is not JSON is refused', async (t) => {
 });
 
 await refusing('what is JSON but no request is refused', async (t) => {
-  const bodies = [{}, [], null, true, 7, 'x', [{}], { items: [] }, { pan: null }, { pan: true }, { pan: [] }, { pan: {} }, { pan: 7 }, { pan: other, more: 1 }, { pan: other, PAN: 'x' }, { pan: other, format: 'numeric' }, { pan: other, format: 'OPAQUE' }, { pan: other, reuse: 'true' }, { pan: other, reuse: null }, { pan: other, ttl_seconds: 60 }, JSON.parse('{"pan":"x","__proto__":{"pan":"y"}}')];
+  const bodies = [{}, [], null, true, 7, 'x', [{}], { items: [] }, { pan: null }, { pan: true }, { pan: [] }, { pan: {} }, { pan: 7 }, { pan: other, more: 1 }, { pan: other, PAN: 'x' }, { pan: other, format: 'random' }, { pan: other, ttl_seconds: 0 }, { pan: other, ttl_seconds: 1.5 }, { pan: other, ttl_seconds: '60' }, { pan: other, ttl_seconds: 1e9 }, { pan: other, format: 'OPAQUE' }, { pan: other, reuse: 'true' }, { pan: other, reuse: null }, JSON.parse('{"pan":"x","__proto__":{"pan":"y"}}')];
   for (const body of bodies) {
     isProblem(t, await checkout.post('/v1/tokenize', body), 'invalid_request', JSON.stringify(body).replaceAll(/\d{4,}/gu, '…'));
   }

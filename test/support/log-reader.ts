@@ -18,6 +18,12 @@ export interface LoggedEntry {
   readonly value: Readonly<Record<string, unknown>>;
 }
 
+/** The tokens that an entry names, each with what became of it. */
+export function tokensOf({ value }: Pick<LoggedEntry, 'value'>): { readonly token: string; readonly outcome: string }[] {
+  const named = (value['tokens'] as Readonly<Record<string, readonly string[]>> | undefined) ?? {};
+  return Object.entries(named).flatMap(([outcome, tokens]) => tokens.map((token) => ({ token, outcome })));
+}
+
 /** The verifier of the log's signing key, from the report of the ceremony that made it in the HSM. */
 export function logVerifier(home: string, origin = 'cofre.dev/log'): NoteVerifier {
   const report = JSON.parse(readFileSync(join(home, 'hsm/ceremony.json'), 'utf8')) as { keys: { label: string; type: string; publicKey?: { spki: string } }[] };

@@ -8,7 +8,7 @@ import { TEST_RANGES, madeCard, passesLuhn } from '../support/made-cards.ts';
 const VISA = '4111111111111111';
 const AMEX = '378282246310005';
 const MASTERCARD = '5555555555554444';
-type Outcome = { json: string; pans: (string | null)[]; itemCount: number } | BodyRefused['refusal'];
+type Outcome = { json: string; pans: (string | null)[]; itemCount: number; refused?: Record<string, string> } | BodyRefused['refusal'];
 
 // Every Pan that is made while a test runs, so that none is left unwiped after a refusal or a disposal.
 const made: Pan[] = [];
@@ -46,11 +46,20 @@ function take(original: string | Uint8Array, where: Where): Outcome {
   if (made.filter((pan) => !isWiped(pan)).length !== kept.length) throw new Error('a card number that does not count was left');
   taken[Symbol.dispose]();
   if (!made.every(isWiped)) throw new Error('a disposal left a card number');
-  return { json: body.toString(), pans, itemCount: taken.itemCount };
+  return { json: body.toString(), pans, itemCount: taken.itemCount, ...(taken.refused.size === 0 ? {} : { refused: Object.fromEntries(taken.refused) }) };
 }
 const refusal = (body: string | Uint8Array, where: Where): string => {
   const outcome = take(body, where);
   return typeof outcome === 'string' ? outcome : 'ok';
+};
+
+/** Why the second item of this batch is refused, whose first is a card; the first must be taken all the same, and nothing of the second be left. */
+const itemRefusal = (item: string): string => {
+  const outcome = take(`{"items":[{"pan":"${MASTERCARD}"}, ${item} ]}`, 'batch');
+  if (typeof outcome === 'string') return `all: ${outcome}`;
+  if (outcome.pans.length !== 2 || outcome.pans[0] !== MASTERCARD || outcome.pans[1] !== 'absent' || outcome.itemCount !== 2) throw new Error('its neighbour was not taken');
+  if (JSON.stringify(JSON.parse(outcome.json)) !== `{"items":[{"pan":"${'x'.repeat(16)}"},null]}`) throw new Error(`something was left: ${outcome.json}`);
+  return outcome.refused?.['1'] ?? 'ok';
 };
 
 t.test('a single card number is taken and overwritten', async (t) => {
@@ -117,13 +126,23 @@ t.test('a card number in any other place is refused', async (t) => {
   ]) {
     t.equal(refusal(body, 'single'), 'pan_in_other_field', body.slice(0, 60));
     t.equal(refusal(body, 'none'), 'pan_in_other_field');
-    t.equal(refusal(`{"items":[{"pan":"${MASTERCARD}"},${body}]}`, 'batch'), 'pan_in_other_field');
+    t.equal(itemRefusal(body), 'pan_in_other_field', `alone in a batch: ${body.slice(0, 60)}`);
   }
   t.equal(refusal(`{"pan":"${VISA}"}`, 'batch'), 'pan_in_other_field', 'a batch has no card number beside its items');
   t.equal(refusal(`{"items":{"pan":"${VISA}"}}`, 'batch'), 'pan_in_other_field');
-  t.equal(refusal(`{"items":[[{"pan":"${VISA}"}]]}`, 'batch'), 'pan_in_other_field');
+  t.equal(itemRefusal(`[{"pan":"${VISA}"}]`), 'pan_in_other_field');
   t.equal(refusal(`{"a":{"items":[{"pan":"${VISA}"}]}}`, 'batch'), 'pan_in_other_field');
   t.equal(refusal(`{"ｐａｎ":"${VISA}"}`, 'single'), 'pan_in_other_field', 'a name that merely looks like it');
+});
+
+t.test('what is wrong beside the items, or is no JSON, refuses the whole batch', async (t) => {
+  t.equal(refusal(`{"items":[{"pan":"${VISA}"}],"cvv":1}`, 'batch'), 'sad_refused');
+  t.equal(refusal(`{"note":"${VISA}","items":[{"pan":"${VISA}"}]}`, 'batch'), 'pan_in_other_field');
+  t.equal(refusal(`{"cvv":1,"items":[{"pan":"${VISA}"},{"x":"${VISA}"},`, 'batch'), 'sad_refused', 'what was found before the end counts');
+  t.equal(refusal(`{"items":[{"pan":"${VISA}"},{"x":"${VISA}",`, 'batch'), 'pan_in_other_field', 'also inside of an item');
+  const outcome = take(`{"items":[{"cvv":1},{"cvv":1,"x":"${VISA}"}],"items":[{"pan":"${VISA}"}]}`, 'batch');
+  t.match(outcome, { pans: [VISA], itemCount: 1 }, 'of two lists the last counts');
+  t.notOk(typeof outcome === 'string' || outcome.refused !== undefined);
 });
 
 t.test('what is no card number passes', async (t) => {
@@ -134,7 +153,7 @@ t.test('what is no card number passes', async (t) => {
 
 t.test('a number at the place of a card number is an invalid request', async (t) => {
   for (const body of [`{"pan":${VISA}}`, '{"pan":1}', `{"pan":4.111111111111111e15}`, `{"pan":${VISA},"pan":"${VISA}"}`, `{"pan":"${VISA}","pan":${VISA}}`]) t.equal(refusal(body, 'single'), 'invalid_request', body);
-  t.equal(refusal(`{"items":[{"pan":"${VISA}"},{"pan":${VISA}}]}`, 'batch'), 'invalid_request');
+  t.equal(itemRefusal(`{"pan":${VISA}}`), 'invalid_request');
   t.equal(refusal(`{"pan":${VISA}}`, 'none'), 'pan_in_other_field');
 });
 
@@ -144,7 +163,7 @@ t.test('sensitive authentication data is refused at any depth and whatever the v
     `{"x":"%B${VISA}^DOE/JOHN^2712"}`, `{"x":";${VISA}=27121010000?"}`, `{"pan":"%B${VISA}^DOE/JOHN^2712"}`, `{"pan":"${VISA}=27121010000"}`, `{"x":"${VISA}D2712101"}`, `{";${VISA}=2712101?":1}`, String.raw`{"x":"\u0025B4111111111111111^A^"}`,
   ]) {
     for (const where of ['none', 'single', 'batch'] as const) t.equal(refusal(body, where), 'sad_refused', body.slice(0, 60));
-    t.equal(refusal(`{"items":[{"pan":"${VISA}"},${body}]}`, 'batch'), 'sad_refused');
+    t.equal(itemRefusal(body), 'sad_refused', `alone in a batch: ${body.slice(0, 60)}`);
   }
 });
 
@@ -247,6 +266,11 @@ function disagreement(original: Uint8Array, where: Where): string | null {
     return hasNumber || depthOf(parsed) > MAX_DEPTH || !Buffer.from(text).equals(original) ? null : 'refused what JSON.parse accepts';
   }
   const wanted = expected(parsed, where);
+  // What is refused alone reads as null.
+  for (const place of Object.keys(outcome.refused ?? {})) {
+    (parsed as { items: unknown[] }).items[Number(place)] = null;
+    wanted.pans[Number(place)] = 'absent';
+  }
   if (JSON.stringify(wanted) !== JSON.stringify({ pans: outcome.pans, itemCount: outcome.itemCount })) return 'took other cards than JSON.parse reads';
   const [after, before] = [withoutTaken(JSON.parse(outcome.json), where), withoutTaken(parsed, where)];
   return JSON.stringify(after) === JSON.stringify(before) ? null : 'changed what is no card number';

@@ -25,8 +25,8 @@ t.test('an entry says who, what, when and from where, and nothing that it was no
 });
 
 t.test('every fact that is given is in the entry, and in its bytes', async (t) => {
-  const entry = entryOf(call, { action: 'detokenize', decision: { allowed: true, policyIds: ['acme.capture'] }, purpose: 'capture', reference: 'order-1', tokens: [{ token: 'tok_x', outcome: 'authorized' }] });
-  t.match(entry, { policies: ['acme.capture'], purpose: 'capture', reference: 'order-1', tokens: [{ token: 'tok_x', outcome: 'authorized' }] });
+  const entry = entryOf(call, { action: 'detokenize', decision: { allowed: true, policyIds: ['acme.capture'] }, purpose: 'capture', reference: 'order-1', tokens: { authorized: ['tok_x'] } });
+  t.match(entry, { policies: ['acme.capture'], purpose: 'capture', reference: 'order-1', tokens: { authorized: ['tok_x'] } });
   t.match(JSON.parse(encodeEntry(entry).toString('utf8')), { action: 'detokenize', caller: call.caller!.spiffeId, purpose: 'capture', reference: 'order-1', policies: ['acme.capture'], v: 1 });
   t.notOk('reference' in entryOf(call, { action: 'detokenize', reference: undefined }));
 });

@@ -14,7 +14,7 @@ const tenant = { id: 1, name: 'acme', keys: { rowMacKey } } as unknown as Tenant
 function rowWith(change: Partial<TokenRow> = {}): TokenRow {
   const row: TokenRow = {
     tenantId: 1, token: 'tok_a', cardToken: 'tok_a', fingerprint: Buffer.alloc(32, 1), cardId: Buffer.alloc(16, 2), expiry: 202_912, brand: 'visa', bin: '411111', last4: '1111',
-    panLength: 16, status: 'active', rowVersion: 1, expiresAt: null, tokenMac: Buffer.alloc(16), metadata: '{"a":1}', createdAt: now, ...change,
+    panLength: 16, format: 'opaque', status: 'active', rowVersion: 1, expiresAt: null, tokenMac: Buffer.alloc(16), metadata: '{"a":1}', createdAt: now, ...change,
   };
   return { ...row, tokenMac: tokenMac(rowMacKey, { tenant: 'acme', fingerprint: row.fingerprint, cardId: row.cardId, token: row.token, status: row.status ?? 'active', expiresAt: row.expiresAt, rowVersion: row.rowVersion }) };
 }

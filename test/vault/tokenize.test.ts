@@ -45,7 +45,7 @@ async function vault(t: Test, database: FreshDatabase): Promise<Vault> {
     connector: createWriterConnector(database.connect('tokenize'), { connectTimeoutMs: 5000, queryTimeoutMs: 15_000 }),
     signer: testSigner,
     execute: executeTokenizing,
-    failureEntry: (operation, code) => failureEntry(operation, code),
+    failureEntry,
     limits: { ...limits, maxCalls: 500 },
     outbox: true,
     observer: { queued: () => undefined, waited: () => undefined, committed: () => undefined, disturbed: (kind, error) => void errors.push({ kind, code: (error as { code?: unknown } | null)?.code }) },

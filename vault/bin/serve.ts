@@ -24,8 +24,9 @@ import { GroupCommit } from '../commit.ts';
 import type { Committed, Execute } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
-import { detokenizeEntry } from '../detokenize.ts';
+import { openFailure } from '../detokenize.ts';
 import type { DetokenizeOutcome } from '../detokenize.ts';
+import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
 import { loadPolicy } from '../policy.ts';
 import { sweepQuotas } from '../quota.ts';
 import { Refusals } from '../refusals.ts';
@@ -36,8 +37,8 @@ import { createServer } from '../server.ts';
 import type { ServerOptions } from '../server.ts';
 import { Tenants } from '../tenants.ts';
 import { TlsListener } from '../tls.ts';
-import { idempotencyWindowMs } from '../tokenize.ts';
-import type { TokenizeOutcome } from '../tokenize.ts';
+import { idempotencyWindowMs } from '../tokenize-store.ts';
+import type { TokenizeOutcome } from '../tokenize-store.ts';
 import { sweepIdempotencyKeys } from '../token-store.ts';
 import { pooledRandom } from '../token.ts';
 import type { LookUpOutcome } from '../validate.ts';
@@ -60,6 +61,9 @@ export interface ServeOptions {
 
 /** Events of the key layer that belong in the log: a key came to be, the HSM went or came, somebody turned a counter back. */
 const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
+
+/** Tokens past their end that one transaction marks. */
+const tokensASweep = 500;
 
 /** The version that `/openapi.json` states. */
 const apiVersion = '1.0.0';
@@ -142,7 +146,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       connector: createWriterConnector(roleConnection(role), { connectTimeoutMs: 5000, queryTimeoutMs: 15_000 }),
       signer: keyring.logSigner,
       execute,
-      failureEntry: (operation, code) => failureEntry(operation, code),
+      failureEntry,
       limits: { maxQueue: config.commit.max_queue, maxCalls: config.commit.max_calls, maxWeight: 2000, maxWaitMs: milliseconds(config.database.max_away), maxSettleMs: milliseconds(config.database.max_settle) },
       outbox: config.events.outbox,
       observer: observeWriter(role, metrics, log),
@@ -217,7 +221,17 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   await addOpenApi(api, apiVersion);
   if (tokenizing !== null) {
     addTokenizingRoutes(api, {
-      tokenize: { policy, tenants, now, stages: metrics, random: pooledRandom(), commit: (operation) => tokenizing.commit(operation) as Promise<Committed<TokenizeOutcome>> },
+      tokenize: {
+        policy,
+        tenants,
+        now,
+        stages: metrics,
+        random: pooledRandom(),
+        binDigits: config.cards.bin_digits,
+        commit: (operation) => tokenizing.commit(operation, operation.items.length) as Promise<Committed<TokenizeOutcome>>,
+        numericTokenTaken: metrics.count('cofre_numeric_token_taken_total', 'New numeric tokens that were in use already: their share of all is how full their space is.'),
+      },
+      lifecycle: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation) as Promise<Committed<LifecycleOutcome>> },
       lookUp: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation) as Promise<Committed<LookUpOutcome>> },
     });
   }
@@ -229,8 +243,8 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
       now,
       stages: metrics,
       quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
-      commit: (operation) => detokenizing.commit(operation) as Promise<Committed<DetokenizeOutcome>>,
-      record: async (operation, code) => void (await detokenizing.commit({ kind: 'entry', entry: detokenizeEntry(operation, code) })),
+      commit: (operation) => detokenizing.commit(operation, operation.input.tokens.length) as Promise<Committed<DetokenizeOutcome>>,
+      record: async (operation, failed) => void (await detokenizing.commit({ kind: 'entry', entry: openFailure(operation, failed) })),
     });
   }
 
@@ -265,6 +279,23 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   stack.defer(() => void process.off('SIGHUP', reload));
   const sweeper = setInterval(() => void sweep(roleConnection, config, now).catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })), 60_000).unref();
   stack.defer(() => clearInterval(sweeper));
+  if (tokenizing !== null) {
+    let sweeping = false;
+    const endTokens = async (): Promise<void> => {
+      if (sweeping) return;
+      sweeping = true;
+      try {
+        // A full round means that there may be more.
+        while ((((await tokenizing.commit({ kind: 'sweep', tenants, limit: tokensASweep }, tokensASweep)) as Committed<SweepOutcome>).outcome.tokens ?? 0) >= tokensASweep);
+      } catch (error) {
+        log.warn('tokens past their end were not swept', { error: describe(error) });
+      } finally {
+        sweeping = false;
+      }
+    };
+    const ending = setInterval(() => void endTokens(), milliseconds(config.tokens.sweep_interval)).unref();
+    stack.defer(() => clearInterval(ending));
+  }
   if (pki !== null) {
     // A development authority renews its own list; in production the real one does.
     const renewal = setInterval(() => void pki.signCrl([]), 6 * 3_600_000).unref();

@@ -1,0 +1,89 @@
+/** SQL of the life of tokens and the end of cards, one function a statement. */
+import type { ClientBase } from 'pg';
+import { byteaArray, int2Array, int4Array, textArray } from './binary-arrays.ts';
+import { readTokens, tokenColumns } from './card-store.ts';
+import type { TokenRow } from './card-store.ts';
+import { statusCode } from './token-mac.ts';
+
+/** A card by its internal key: its first token. */
+export interface CardKey {
+  readonly tenantId: number;
+  readonly cardToken: string;
+}
+
+/** Locks cards until the transaction ends, in the order of their keys: against every change, and against further tokens. */
+export async function lockCards(tx: ClientBase, cards: readonly CardKey[]): Promise<void> {
+  await tx.query({
+    name: 'lock-cards',
+    text: `SELECT c.tenant_id FROM cards c
+           WHERE (c.tenant_id, c.token) IN (SELECT q.tenant_id, q.token FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token))
+           ORDER BY c.tenant_id, c.token FOR UPDATE`,
+    values: keysOf(cards),
+  });
+}
+
+/** Every token of these cards, the first ones included. */
+export async function findTokensOfCards(tx: ClientBase, cards: readonly CardKey[]): Promise<TokenRow[]> {
+  return await readTokens(tx, {
+    name: 'find-tokens-of-cards',
+    text: `SELECT ${tokenColumns.first}
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
+           UNION ALL
+           SELECT ${tokenColumns.further}
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.card_token = q.token
+           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+    values: keysOf(cards),
+  });
+}
+
+/** Up to `limit` tokens of each table whose end is before `now` and that are not marked as dead, earliest first. */
+export async function findEnding(tx: ClientBase, now: Date, limit: number): Promise<TokenRow[]> {
+  return await readTokens(tx, {
+    name: 'find-ending',
+    text: `(SELECT ${tokenColumns.first} FROM cards c
+            WHERE c.token_expires_at IS NOT NULL AND c.status < 2 AND c.token_expires_at <= $1::timestamptz ORDER BY c.token_expires_at LIMIT $2::int)
+           UNION ALL
+           (SELECT ${tokenColumns.further} FROM tokens t JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token
+            WHERE t.token_expires_at IS NOT NULL AND t.status < 2 AND t.token_expires_at <= $1::timestamptz ORDER BY t.token_expires_at LIMIT $2::int)`,
+    values: [now, limit],
+  });
+}
+
+/** Writes status, version and MAC of tokens of either table. A dead one loses its metadata, and is not answered with again. */
+export async function updateTokens(tx: ClientBase, rows: readonly TokenRow[]): Promise<void> {
+  const sorted = rows.toSorted((a, b) => a.tenantId - b.tenantId || (a.token < b.token ? -1 : 1));
+  for (const [table, own] of [['cards', sorted.filter((row) => row.token === row.cardToken)], ['tokens', sorted.filter((row) => row.token !== row.cardToken)]] as const) {
+    if (own.length === 0) continue;
+    await tx.query({
+      name: `update-tokens-in-${table}`,
+      text: `UPDATE ${table} SET status = u.status, row_version = u.row_version, token_mac = u.token_mac,
+                    metadata = CASE WHEN u.status < 2 THEN ${table}.metadata END${table === 'tokens' ? ', reusable = tokens.reusable AND u.status < 2' : ''}
+             FROM unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::bytea[]) AS u(tenant_id, token, status, row_version, token_mac)
+             WHERE ${table}.tenant_id = u.tenant_id AND ${table}.token = u.token`,
+      values: [
+        int4Array(own.map((row) => row.tenantId)),
+        textArray(own.map((row) => row.token)),
+        int2Array(own.map((row) => statusCode[row.status ?? 'revoked'])),
+        int4Array(own.map((row) => row.rowVersion)),
+        byteaArray(own.map((row) => row.tokenMac)),
+      ],
+    });
+  }
+}
+
+/** Destroys cards: what was sealed, what finds them again, and their expiry. Their rows stay, for their dead tokens. All tokens of them are dead. */
+export async function destroyCards(tx: ClientBase, cards: readonly CardKey[]): Promise<void> {
+  await tx.query({
+    name: 'destroy-cards',
+    text: `UPDATE cards SET fingerprint = NULL, sealed_pan = ''::bytea, sealed_name = NULL, expiry = NULL
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           WHERE cards.tenant_id = q.tenant_id AND cards.token = q.token`,
+    values: keysOf(cards),
+  });
+}
+
+function keysOf(cards: readonly CardKey[]): Buffer[] {
+  return [int4Array(cards.map((card) => card.tenantId)), textArray(cards.map((card) => card.cardToken))];
+}

@@ -1,0 +1,364 @@
+/**
+ * The transaction's part of tokenize, for all calls of a group at once: every statement is one trip for all of their cards.
+ * Never looks at sealed columns, which its role cannot read.
+ */
+import { timingSafeEqual } from 'node:crypto';
+import type { ClientBase } from 'pg';
+import { entryOf } from './call.ts';
+import type { Call } from './call.ts';
+import { countStanding, findByFingerprint, findReusable, findTokens, insertCards, updateCards } from './card-store.ts';
+import type { CardUpdate, MadeIn, NewCard, TokenFormat, TokenRow } from './card-store.ts';
+import { TransactionConflict } from './commit.ts';
+import type { Settlement } from './commit.ts';
+import type { ErrorCode } from './errors.ts';
+import type { VaultEvent } from './outbox.ts';
+import type { Decision } from './policy.ts';
+import type { Tenant } from './tenants.ts';
+import { isDead, tokenMac } from './token-mac.ts';
+import { findIdempotencyKeys, insertIdempotencyKeys, insertTokens, updateTokenMetadata } from './token-store.ts';
+import type { FurtherToken, IdempotencyRow } from './token-store.ts';
+import { rowIsGenuine } from './token-view.ts';
+
+/** One card of a call, sealed and fingerprinted, waiting for its transaction. */
+export interface TokenizeItem {
+  readonly card: NewCard;
+  readonly reuse: boolean;
+  /** The card that `sealedName` was sealed for. */
+  readonly nameSealedFor: Buffer;
+}
+
+/** All cards of one call: they are stored together or not at all. */
+export interface TokenizeOperation {
+  readonly kind: 'tokenize';
+  readonly action: 'tokenize' | 'tokenize_batch';
+  readonly call: Call;
+  readonly decision: Decision;
+  readonly tenant: Tenant;
+  readonly items: readonly TokenizeItem[];
+  /** Items of the call that were refused before, by code: they stand in its entry. */
+  readonly refusedItems: Readonly<Record<string, number>>;
+  readonly idempotency: { readonly keyHash: Buffer; readonly requestMac: Buffer } | null;
+}
+
+export type ItemOutcome =
+  /** `replayed`: an earlier call with this Idempotency-Key did it, and this one wrote nothing. */
+  | { readonly kind: 'token'; readonly row: TokenRow; readonly created: boolean; readonly replayed?: true }
+  /** The card's row was tampered with. */
+  | { readonly kind: 'refused'; readonly code: 'internal' };
+
+/** What an item needs before it can be stored. */
+export type Remedy = { readonly kind: 'seal_name'; readonly cardId: Buffer } | { readonly kind: 'new_token' };
+
+export type TokenizeOutcome =
+  | { readonly kind: 'stored'; readonly items: readonly ItemOutcome[] }
+  | { readonly kind: 'refused'; readonly code: ErrorCode }
+  /** Nothing was written. To be tried again with what its items need; with nothing, where another call has the same Idempotency-Key just now. */
+  | { readonly kind: 'again'; readonly remedies: readonly (Remedy | null)[] };
+
+/** How long an Idempotency-Key is kept. */
+export const idempotencyWindowMs = 24 * 60 * 60 * 1000;
+
+/** One item's way through the transaction. */
+interface Slot {
+  readonly call: Work;
+  readonly item: TokenizeItem;
+  outcome: ItemOutcome | null;
+  /** Whether it gave a known card a newer expiry or cardholder. */
+  updated: boolean;
+}
+
+interface Work {
+  readonly operation: TokenizeOperation;
+  readonly slots: Slot[];
+  outcome: TokenizeOutcome | null;
+}
+
+/**
+ * Stores the cards of these calls.
+ *
+ * @throws TransactionConflict if another writer has just used one of the Idempotency-Keys, given a card a token of the same format, or
+ *   destroyed one of the cards.
+ */
+export async function storeTokenize(tx: ClientBase, operations: readonly TokenizeOperation[], made: MadeIn): Promise<Settlement<TokenizeOutcome>[]> {
+  const works = operations.map((operation): Work => {
+    const work: Work = { operation, slots: [], outcome: null };
+    for (const item of operation.items) work.slots.push({ call: work, item, outcome: null, updated: false });
+    return work;
+  });
+  const since = new Date(made.at.getTime() - idempotencyWindowMs);
+
+  // a. Keys that were used before are answered from what they made.
+  await replay(tx, works, since);
+
+  // b. Calls that cannot be stored as they are: known before anything of them is written.
+  await findRemedies(tx, works);
+
+  // c. Cards new to their tenant. Sorted, so that two writers lock the same fingerprints in the same order.
+  // A twin within this transaction follows the first.
+  const open = works.flatMap((work) => (work.outcome === null ? work.slots : []));
+  const leaders = new Map<string, Slot>();
+  for (const slot of open) {
+    const id = cardKey(slot.item.card);
+    if (!leaders.has(id)) leaders.set(id, slot);
+  }
+  const rows = new Map<string, TokenRow>();
+  if (leaders.size > 0) {
+    const fresh = [...leaders.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, slot]) => slot.item.card);
+    const inserted = await insertCards(tx, fresh, made);
+    // d. In the common case all are new, and nothing needs to be read back.
+    if (inserted < fresh.length) {
+      const standing = await findByFingerprint(tx, fresh.map((card) => card.tenantId), fresh.map((card) => card.fingerprint));
+      for (const row of standing) rows.set(`${row.tenantId}:${row.fingerprint.toString('latin1')}`, row);
+    } else {
+      for (const card of fresh) rows.set(cardKey(card), rowOfNew(card, made.at));
+    }
+  }
+
+  // e. What each item comes to.
+  const known = await knownTokens(tx, open, rows);
+  const writes: Writes = { furtherTokens: [], updates: new Map(), metadata: [] };
+  for (const slot of open) decide(slot, rows.get(cardKey(slot.item.card)), leaders, known, made.at, writes);
+
+  // f. The rest of the rows.
+  await write(tx, writes, made);
+  const used: IdempotencyRow[] = [];
+  for (const work of works) {
+    if (work.outcome !== null) continue;
+    const items = work.slots.map((slot) => slot.outcome!);
+    work.outcome = { kind: 'stored', items };
+    const { idempotency, tenant } = work.operation;
+    const tokens = items.flatMap((item) => (item.kind === 'token' ? [item] : []));
+    // A key that cannot tell of every item is not kept: the call may be made again once its card's row is in order.
+    if (idempotency !== null && tokens.length === items.length) used.push({ tenantId: tenant.id, ...idempotency, tokens: tokens.map(({ row }) => row.token), created: tokens.map(({ created }) => created) });
+  }
+  if (used.length > 0 && (await insertIdempotencyKeys(tx, used, made.at, since)) < used.length) throw new TransactionConflict('an Idempotency-Key was used meanwhile');
+
+  return works.map((work) => ({ outcome: work.outcome!, entry: tokenizeEntry(work.operation, work.outcome!), events: work.slots.flatMap((slot) => eventsOf(work, slot)) }));
+}
+
+async function replay(tx: ClientBase, works: readonly Work[], since: Date): Promise<void> {
+  const keyed = works.filter(({ operation }) => operation.idempotency !== null);
+  if (keyed.length === 0) return;
+  // Of twins that use one key for the first time one goes on: one that was sent back before, or else each round another of them
+  // would be sent back for the same reason.
+  const first = new Map<string, Work>();
+  for (const work of keyed) {
+    const id = idempotencyId(work.operation);
+    const earlier = first.get(id);
+    if (earlier === undefined || (!wasRemedied(earlier.operation) && wasRemedied(work.operation))) first.set(id, work);
+  }
+  const asked = [...first.values()].map(({ operation }) => operation);
+  const found = await findIdempotencyKeys(tx, asked.map(({ tenant }) => tenant.id), asked.map(({ idempotency }) => idempotency!.keyHash), since);
+  const keys = new Map(found.map((key) => [`${key.tenantId}:${key.keyHash.toString('latin1')}`, key]));
+  const named = found.flatMap((key) => key.tokens.map((token) => ({ tenantId: key.tenantId, token })));
+  const rows = new Map(named.length === 0 ? [] : (await findTokens(tx, named.map(({ tenantId }) => tenantId), named.map(({ token }) => token))).map((row) => [`${row.tenantId}:${row.token}`, row]));
+  for (const work of keyed) {
+    const { tenant, idempotency, items } = work.operation;
+    const { requestMac } = idempotency!;
+    const id = idempotencyId(work.operation);
+    const key = keys.get(id);
+    if (key === undefined) {
+      if (first.get(id) !== work) work.outcome = { kind: 'again', remedies: items.map(() => null) };
+      continue;
+    }
+    if (key.requestMac.length !== requestMac.length || !timingSafeEqual(key.requestMac, requestMac) || key.tokens.length !== items.length) {
+      work.outcome = { kind: 'refused', code: 'idempotency_conflict' };
+      continue;
+    }
+    work.outcome = {
+      kind: 'stored',
+      items: items.map((item, index): ItemOutcome => {
+        const row = rows.get(`${tenant.id}:${key.tokens[index]}`);
+        // A card that was destroyed has no fingerprint to compare.
+        const genuine = row !== undefined && rowIsGenuine(tenant, row) && (row.fingerprint.length === 0 || row.fingerprint.equals(item.card.fingerprint));
+        return genuine ? { kind: 'token', row, created: key.created[index] === true, replayed: true } : { kind: 'refused', code: 'internal' };
+      }),
+    };
+  }
+}
+
+function idempotencyId({ tenant, idempotency }: TokenizeOperation): string {
+  return `${tenant.id}:${idempotency!.keyHash.toString('latin1')}`;
+}
+
+/** Whether the call comes from an earlier round with what it needed then. */
+function wasRemedied({ items }: TokenizeOperation): boolean {
+  return items.some(({ card, nameSealedFor }) => nameSealedFor !== card.cardId);
+}
+
+/**
+ * Sends back, whole, the calls with an item that cannot be stored as it is: a name that was sealed for another card than the one that the
+ * number belongs to, or a numeric token that is taken. Most groups have neither names nor numeric tokens and ask nothing here.
+ */
+async function findRemedies(tx: ClientBase, works: readonly Work[]): Promise<void> {
+  const open = works.flatMap((work) => (work.outcome === null ? work.slots : []));
+  const named = open.filter(({ item }) => item.card.sealedName !== null).map(({ item }) => item.card);
+  const numeric = open.filter(({ item }) => item.card.format === 'numeric').map(({ item }) => item.card);
+  if (named.length === 0 && numeric.length === 0) return;
+  const cardIds = new Map<string, Buffer>();
+  if (named.length > 0) {
+    const standing = await findByFingerprint(tx, named.map((card) => card.tenantId), named.map((card) => card.fingerprint));
+    for (const row of standing) cardIds.set(`${row.tenantId}:${row.fingerprint.toString('latin1')}`, row.cardId);
+  }
+  const taken = new Set<string>();
+  if (numeric.length > 0) {
+    // One writer at a time makes a tenant's numeric tokens, so that what is free stays free until the commit: no index could tell, as first
+    // tokens and further ones are in two tables.
+    for (const tenantId of [...new Set(numeric.map((card) => card.tenantId))].sort((a, b) => a - b)) {
+      await tx.query({ name: 'lock-numeric-tokens', text: 'SELECT pg_advisory_xact_lock($1::int, $2::int)', values: [numericLock, tenantId] });
+    }
+    for (const row of await findTokens(tx, numeric.map((card) => card.tenantId), numeric.map((card) => card.token))) taken.add(`${row.tenantId}:${row.token}`);
+  }
+  for (const work of works) {
+    if (work.outcome !== null) continue;
+    // What this call would add; kept only if it goes on.
+    const ids = new Map<string, Buffer>();
+    const tokens = new Set<string>();
+    const remedies = work.slots.map(({ item: { card, nameSealedFor } }): Remedy | null => {
+      const key = cardKey(card);
+      const cardId = cardIds.get(key) ?? ids.get(key) ?? card.cardId;
+      ids.set(key, cardId);
+      const token = `${card.tenantId}:${card.token}`;
+      if (card.format === 'numeric' && (taken.has(token) || tokens.has(token))) return { kind: 'new_token' };
+      tokens.add(token);
+      return card.sealedName !== null && !nameSealedFor.equals(cardId) ? { kind: 'seal_name', cardId } : null;
+    });
+    if (remedies.some((remedy) => remedy !== null)) {
+      work.outcome = { kind: 'again', remedies };
+      continue;
+    }
+    for (const [key, cardId] of ids) cardIds.set(key, cardId);
+    for (const token of tokens) taken.add(token);
+  }
+}
+
+/** "cofr" in ASCII; with a tenant's number the name of an advisory lock. */
+const numericLock = 0x636f6672;
+
+/** The tokens that calls for known cards may be answered with, by card and format, where that is not the card's first token. */
+async function knownTokens(tx: ClientBase, open: readonly Slot[], rows: ReadonlyMap<string, TokenRow>): Promise<Map<string, TokenRow>> {
+  const wanted = new Map<string, { tenantId: number; cardToken: string; format: TokenFormat; key: string }>();
+  for (const { item } of open) {
+    const { card } = item;
+    const key = cardKey(card);
+    const row = rows.get(key);
+    if (row === undefined || row.token === card.token || !isReusable(item) || servesAgain(row, card.format)) continue;
+    wanted.set(formatKey(key, card.format), { tenantId: row.tenantId, cardToken: row.cardToken, format: card.format, key });
+  }
+  if (wanted.size === 0) return new Map();
+  const found = new Map((await findReusable(tx, [...wanted.values()])).map((row) => [`${row.tenantId} ${row.cardToken} ${row.format}`, row]));
+  const known = new Map<string, TokenRow>();
+  for (const [id, { tenantId, cardToken, format }] of wanted) {
+    const row = found.get(`${tenantId} ${cardToken} ${format}`);
+    if (row !== undefined) known.set(id, row);
+  }
+  return known;
+}
+
+/** Whether a call asks for the card's token of a format, and not for one of its own. */
+function isReusable({ reuse, card }: TokenizeItem): boolean {
+  return reuse && card.expiresAt === null;
+}
+
+/** Whether the card's first token is the one to answer with. One with an end never is. */
+function servesAgain(row: TokenRow, format: TokenFormat): boolean {
+  return row.format === format && row.expiresAt === null && row.status !== null && !isDead(row.status);
+}
+
+interface Writes {
+  readonly furtherTokens: FurtherToken[];
+  readonly updates: Map<string, CardUpdate>;
+  readonly metadata: { readonly tenantId: number; readonly token: string; readonly metadata: string }[];
+}
+
+function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<string, Slot>, known: Map<string, TokenRow>, at: Date, writes: Writes): void {
+  const { item } = slot;
+  const { tenant } = slot.call.operation;
+  const { card } = item;
+  const key = cardKey(card);
+  if (row === undefined) throw new TransactionConflict('a card vanished between two statements');
+  if (row.token === card.token && leaders.get(key) === slot) {
+    slot.outcome = { kind: 'token', row: rowOfNew(card, at), created: true };
+    return;
+  }
+  const standing = isReusable(item) ? (servesAgain(row, card.format) ? row : known.get(formatKey(key, card.format))) : undefined;
+  if (!rowIsGenuine(tenant, row) || (standing !== undefined && standing !== row && !rowIsGenuine(tenant, standing))) {
+    slot.outcome = { kind: 'refused', code: 'internal' };
+    return;
+  }
+  // The card was known, but not when its name's seal was checked: another writer has just made it.
+  if (card.sealedName !== null && !item.nameSealedFor.equals(row.cardId)) throw new TransactionConflict('a card came to be between two statements');
+  // A newer expiry or cardholder updates the card; the last of several in one transaction stands.
+  const expiry = card.expiry !== null && card.expiry !== row.expiry ? card.expiry : null;
+  const earlier = writes.updates.get(key);
+  slot.updated = expiry !== null || card.sealedName !== null;
+  if (slot.updated || earlier !== undefined) {
+    writes.updates.set(key, { tenantId: row.tenantId, cardToken: row.cardToken, expiry: card.expiry ?? earlier?.expiry ?? null, sealedName: card.sealedName ?? earlier?.sealedName ?? null });
+  }
+  const current = writes.updates.get(key)?.expiry ?? row.expiry;
+  if (standing !== undefined) {
+    if (card.metadata !== null) writes.metadata.push({ tenantId: row.tenantId, token: standing.token, metadata: card.metadata });
+    slot.outcome = { kind: 'token', row: { ...standing, expiry: current, metadata: card.metadata ?? standing.metadata }, created: false };
+    return;
+  }
+  const mac = tokenMac(tenant.keys.rowMacKey, { tenant: tenant.name, fingerprint: row.fingerprint, cardId: row.cardId, token: card.token, status: 'active', expiresAt: card.expiresAt, rowVersion: 1 });
+  writes.furtherTokens.push({ tenantId: row.tenantId, token: card.token, cardToken: row.cardToken, format: card.format, expiresAt: card.expiresAt, reusable: isReusable(item), tokenMac: mac, metadata: card.metadata });
+  const further: TokenRow = { ...row, token: card.token, expiry: current, format: card.format, status: 'active', rowVersion: 1, expiresAt: card.expiresAt, tokenMac: mac, metadata: card.metadata, createdAt: at };
+  if (isReusable(item)) known.set(formatKey(key, card.format), further);
+  slot.outcome = { kind: 'token', row: further, created: true };
+}
+
+async function write(tx: ClientBase, { furtherTokens, updates, metadata }: Writes, made: MadeIn): Promise<void> {
+  if (furtherTokens.length > 0) {
+    if ((await insertTokens(tx, furtherTokens, made)) < furtherTokens.length) throw new TransactionConflict('a card got a token of the same format meanwhile');
+    const cards = new Map(furtherTokens.map((token) => [`${token.tenantId}:${token.cardToken}`, token]));
+    const standing = await countStanding(tx, [...cards.values()].map((token) => token.tenantId), [...cards.values()].map((token) => token.cardToken));
+    if (standing < cards.size) throw new TransactionConflict('a card was destroyed meanwhile');
+  }
+  if (updates.size > 0 && (await updateCards(tx, [...updates.values()])) < updates.size) throw new TransactionConflict('a card was destroyed meanwhile');
+  if (metadata.length > 0) {
+    // The last of several stands.
+    const last = new Map(metadata.map((update) => [`${update.tenantId}:${update.token}`, update]));
+    await updateTokenMetadata(tx, [...last.values()]);
+  }
+}
+
+function rowOfNew(card: NewCard, at: Date): TokenRow {
+  return { ...card, cardToken: card.token, status: 'active', rowVersion: 1, createdAt: at };
+}
+
+function cardKey(card: NewCard): string {
+  return `${card.tenantId}:${card.fingerprint.toString('latin1')}`;
+}
+
+function formatKey(key: string, format: TokenFormat): string {
+  return `${format} ${key}`;
+}
+
+function tokenizeEntry({ action, call, decision, refusedItems }: TokenizeOperation, outcome: TokenizeOutcome): Settlement<TokenizeOutcome>['entry'] {
+  switch (outcome.kind) {
+    case 'stored': {
+      const tokens: Record<string, string[]> = {};
+      const items: Record<string, number> = { ...refusedItems };
+      for (const item of outcome.items) {
+        if (item.kind === 'refused') items[item.code] = (items[item.code] ?? 0) + 1;
+        else (tokens[item.replayed === true ? 'replayed' : item.created ? 'created' : 'known'] ??= []).push(item.row.token);
+      }
+      const [only] = outcome.items;
+      // A single call that fails says so as a whole; a batch call does what it can.
+      const code = action === 'tokenize' && only?.kind === 'refused' ? only.code : undefined;
+      return entryOf(call, { action, decision, ...(Object.keys(tokens).length === 0 ? {} : { tokens }), ...(code === undefined && Object.keys(items).length > 0 ? { items } : {}), ...(code === undefined ? {} : { code }) });
+    }
+    case 'refused':
+      return entryOf(call, { action, decision, code: outcome.code });
+    case 'again':
+      return null;
+  }
+}
+
+function eventsOf({ operation, outcome }: Work, slot: Slot): VaultEvent[] {
+  if (outcome?.kind !== 'stored' || slot.outcome?.kind !== 'token') return [];
+  const { call } = operation;
+  const { row, created } = slot.outcome;
+  return [...(slot.updated ? [{ type: 'card.updated', call, row } as const] : []), ...(created ? [{ type: 'token.created', call, row } as const] : [])];
+}
