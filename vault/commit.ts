@@ -18,6 +18,7 @@ import { insertEvents } from './outbox.ts';
 import type { VaultEvent } from './outbox.ts';
 import { begin, classify, prepareSession } from './writer-session.ts';
 import type { WriterConnector, WriterSession } from './writer-session.ts';
+import { FairQueue } from './fair-queue.ts';
 import type { ClientBase } from 'pg';
 
 /**
@@ -44,8 +45,9 @@ export interface Committed<Outcome> {
 export class TransactionConflict extends Error {}
 
 export interface CommitLimits {
-  /** Operations that may wait; one more is refused as `overloaded`. */
+  /** Operations that may wait, and the sum of their weights; one more is refused as `overloaded`. */
   readonly maxQueue: number;
+  readonly maxQueuedWeight: number;
   /** Operations in one transaction. */
   readonly maxCalls: number;
   /** Sum of the operations' weights (their items) in one transaction; a single heavier operation goes alone. */
@@ -59,7 +61,7 @@ export interface CommitLimits {
 /** What is worth measuring; implemented by the telemetry adapter. None of these may throw. */
 export interface CommitObserver {
   queued(depth: number): void;
-  /** How long the operation at the head of a group had waited for its transaction. */
+  /** How long the operation of a group that came first had waited for its transaction. */
   waited(ms: number): void;
   committed(calls: number, weight: number, ms: number): void;
   /** A transaction that did not commit, by consequence: `conflict`, `refused`, `poison`, `lost`, `commit_unknown`, `buried`, `found_committed`. */
@@ -115,7 +117,7 @@ export class GroupCommit<Operation, Outcome> {
   readonly #options: CommitOptions<Operation, Outcome>;
   #chain: WriterChain;
   #session: WriterSession | null;
-  #queue: Waiting<Operation, Outcome>[] = [];
+  readonly #queue = new FairQueue<Waiting<Operation, Outcome>>();
   #wake: (() => void) | null = null;
   #closing = false;
   /** No new transactions, and no new attempts to reach the database, after this moment, once closing. */
@@ -176,17 +178,20 @@ export class GroupCommit<Operation, Outcome> {
   }
 
   /**
-   * Resolves once the operation's entry is durably committed.
+   * Resolves once the operation's entry is durably committed. Operations of one `share` are committed in their order; the shares take turns,
+   * so that none of them waits for another's long queue.
    *
    * @throws VaultError `overloaded` if too many wait; `store_unavailable` or `audit_unavailable` if nothing was or will be
    *   written; `outcome_unknown` if that cannot be told in time; `internal`, whose entry is committed already, if the operation
    *   itself broke its transaction.
    */
-  commit(operation: Operation, weight = 1): Promise<Committed<Outcome>> {
-    if (this.#closing) return Promise.reject(new VaultError('overloaded'));
-    if (this.#queue.length >= this.#options.limits.maxQueue) return Promise.reject(new VaultError('overloaded'));
+  commit(operation: Operation, weight = 1, share = ''): Promise<Committed<Outcome>> {
+    const { maxQueue, maxQueuedWeight } = this.#options.limits;
+    // One that is heavier than all that may wait is taken where nothing else waits.
+    const full = this.#queue.length >= maxQueue || (this.#queue.length > 0 && this.#queue.weight + weight > maxQueuedWeight);
+    if (this.#closing || full) return Promise.reject(new VaultError('overloaded'));
     return new Promise((resolve, reject) => {
-      this.#queue.push({ operation, weight, since: performance.now(), answered: false, broken: null, resolve, reject });
+      this.#queue.push(share, { operation, weight, since: performance.now(), answered: false, broken: null, resolve, reject });
       this.#options.observer.queued(this.#queue.length);
       this.#wake?.();
     });
@@ -222,26 +227,15 @@ export class GroupCommit<Operation, Outcome> {
         continue;
       }
       if (!(await this.#haveSession())) {
-        for (const waiting of this.#queue.splice(0)) fail(waiting, 'store_unavailable');
+        for (const waiting of this.#queue.takeAll()) fail(waiting, 'store_unavailable');
         continue;
       }
-      const group = this.#take();
-      if (group.length > 0) this.#options.observer.waited(performance.now() - group[0]!.since);
+      const { maxCalls, maxWeight } = this.#options.limits;
+      const group = this.#queue.take(maxCalls, maxWeight).filter((waiting) => !waiting.answered);
+      if (group.length > 0) this.#options.observer.waited(performance.now() - Math.min(...group.map(({ since }) => since)));
       if (group.length > 0) await this.#commitGroup(group);
     }
     await this.#stop();
-  }
-
-  #take(): Waiting<Operation, Outcome>[] {
-    const { maxCalls, maxWeight } = this.#options.limits;
-    let weight = 0;
-    let count = 0;
-    for (const waiting of this.#queue) {
-      if (count > 0 && (count >= maxCalls || weight + waiting.weight > maxWeight)) break;
-      weight += waiting.weight;
-      count += 1;
-    }
-    return this.#queue.splice(0, count).filter((waiting) => !waiting.answered);
   }
 
   /** Commits a group whatever comes in between. Every member is answered when this returns. */
@@ -407,7 +401,7 @@ export class GroupCommit<Operation, Outcome> {
     }, limits.maxSettleMs);
     try {
       for (;;) {
-        if (!(await this.#haveSession([]))) {
+        if (!(await this.#haveSession())) {
           for (const waiting of members) fail(waiting, 'outcome_unknown');
           return 'given_up';
         }
@@ -438,9 +432,9 @@ export class GroupCommit<Operation, Outcome> {
    * Makes sure of a session, trying again while any of `members` still waits (always, if it is empty) and the writer may go on.
    * Members that have waited too long are refused with `store_unavailable`: nothing of them was written.
    */
-  async #haveSession(members: readonly Waiting<Operation, Outcome>[] = this.#queue): Promise<boolean> {
+  async #haveSession(members: readonly Waiting<Operation, Outcome>[] = []): Promise<boolean> {
     const { limits, observer } = this.#options;
-    const forMembers = members !== this.#queue && members.length > 0;
+    const forMembers = members.length > 0;
     for (let delayMs = 20; ; delayMs = Math.min(delayMs * 2, 1000)) {
       const time = performance.now();
       if (time > this.#giveUpAt) return false;
@@ -481,7 +475,7 @@ export class GroupCommit<Operation, Outcome> {
   #expire(): void {
     if (this.#session !== null && !this.#session.alive()) this.#wake?.();
     const limit = performance.now() - this.#options.limits.maxWaitMs;
-    while (this.#queue.length > 0 && this.#queue[0]!.since < limit) fail(this.#queue.shift()!, 'store_unavailable');
+    for (const waiting of this.#queue.takeHeads((head) => head.since < limit)) fail(waiting, 'store_unavailable');
   }
 
   /**

@@ -26,7 +26,8 @@ const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
 export const ConfigSchema = Type.Object(
   {
     profile: Type.Enum(['development', 'production'], { type: 'string', default: 'development', description: 'production refuses every default that is for development only.' }),
-    roles: Type.Array(Type.Enum(['tokenize', 'detokenize'], { type: 'string' }), { minItems: 1, default: ['tokenize', 'detokenize'], description: 'What this process serves.' }),
+    roles: Type.Array(Type.Enum(['tokenize', 'detokenize', 'admin'], { type: 'string' }), { minItems: 1, uniqueItems: true, default: ['tokenize', 'detokenize', 'admin'], description: 'What this process does. admin prepares the database and serves the admin listener; without it DATABASE_URL names a database that is prepared already.' }),
+    workers: Count(1, 1, 64, 'Processes that share the listeners, each with the roles above: one a core.'),
     listeners: Section({
       host: Type.String({ default: '127.0.0.1', description: 'Address that API and admin listen on.' }),
       api_port: Port(8443, 'API, mutual TLS. COFRE_API_PORT overrides it.'),
@@ -55,6 +56,7 @@ export const ConfigSchema = Type.Object(
     }),
     commit: Section({
       max_queue: Count(10_000, 1, 1_000_000, 'Calls that may wait for a transaction; one more is overloaded.'),
+      max_queued_items: Count(20_000, 1, 10_000_000, 'Items of all calls that may wait, a writer; a call beyond it is overloaded.'),
       max_calls: Count(512, 1, 10_000, 'Calls in one transaction.'),
     }),
     cards: Section({

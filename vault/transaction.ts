@@ -56,6 +56,9 @@ export const executeDetokenizing: Execute<DetokenizingOperation, DetokenizingOut
   return operations.map((operation): Settlement<DetokenizingOutcome> => (operation.kind === 'detokenize' ? authorized[next++]! : { entry: operation.entry, outcome: recorded }));
 };
 
+/** The transaction of a writer that only keeps the log. */
+export const executeEntries: Execute<EntryOperation, EntryOutcome> = async (_tx, operations) => operations.map(({ entry }) => ({ entry, outcome: recorded }));
+
 /** The entry of an operation that broke its transaction. */
 export function failureEntry(operation: TokenizingOperation | DetokenizingOperation, code: ErrorCode, now: Date): Entry {
   switch (operation.kind) {

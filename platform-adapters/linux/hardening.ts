@@ -30,6 +30,9 @@ const ADDON = fileURLToPath(new URL('../../node_modules/.cofre/hardening.node', 
 /** mallopt(3), M_PERTURB: the C library reads it once, when the process begins. docker/find-node.js says what it is for. */
 const FREED_MEMORY_IS_OVERWRITTEN = process.env['MALLOC_PERTURB_'] !== undefined;
 
+/** The environment that has the C library overwrite what is freed, for processes of ours. */
+export const overwriteFreedMemory: Readonly<Record<string, string>> = Object.fromEntries(['MALLOC_PERTURB_', 'MALLOC_ARENA_MAX'].flatMap((name) => (process.env[name] === undefined ? [] : [[name, process.env[name]]])));
+
 /** Options of Node that open the memory to a debugger or write parts of it to disk. */
 const UNSAFE_OPTION = /^--(inspect|heap-?snapshot|heap-prof|cpu-prof|report|diagnostic-report|experimental-report|abort-on-uncaught-exception|prof$|trace-event|trace-tls|tls-keylog|insecure-http-parser|perf-)/;
 
@@ -44,7 +47,7 @@ export function hardenProcess(options: HardeningOptions): HardeningReport {
   if (unsafe !== null) throw new Error(`Node's option ${unsafe} would open or write out the memory of the vault: start without it`);
   if (inspector.url() !== undefined) throw new Error('a debugger is listening: the vault does not start with one');
   if (!FREED_MEMORY_IS_OVERWRITTEN) throw new Error('Node was started without MALLOC_PERTURB_, so freed memory would keep what it held: start with npm start or npx cofre');
-  // PostgreSQL, our child in development, has no use for it.
+  // PostgreSQL, our child in development, has no use for it; worker processes get it back.
   delete process.env['MALLOC_PERTURB_'];
   if (!process.execArgv.includes('--disable-sigusr1')) throw new Error('Node was started without --disable-sigusr1, so a signal could open a debugger: start with npm start or npx cofre');
 

@@ -35,6 +35,21 @@ export function connectionFor(role: ProcessRole, options: { adminUrl: string; fi
 }
 
 /**
+ * Returns the URL without a user and a password: where the server and its database are.
+ *
+ * @throws one clear line, without the URL, if it is malformed.
+ */
+export function withoutCredentials(adminUrl: string): string {
+  const url = parse(adminUrl);
+  // A user must stand there where the host is empty, or the URL would not be one.
+  url.username = 'role';
+  url.password = '';
+  url.searchParams.delete('user');
+  url.searchParams.delete('password');
+  return print(url);
+}
+
+/**
  * Returns the database that a PostgreSQL URL names.
  *
  * @throws one clear line, without the URL, if it is malformed or names none.

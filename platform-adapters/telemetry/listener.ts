@@ -1,7 +1,7 @@
 /** The telemetry listener: plain HTTP for the machines that watch. It tells states and numbers, never whose. */
 import { createServer } from 'node:http';
 import type { Server } from 'node:http';
-import type { Metrics } from './metrics.ts';
+import { Registry } from 'prom-client';
 
 export interface Part {
   readonly ok: boolean;
@@ -16,7 +16,7 @@ export type Readiness = Readonly<Record<string, Part>>;
  * `/metrics` (Prometheus text), `/healthz` (200 while the process lives) and `/readyz` (200 if every part is ok, else 503; JSON
  * either way). Does not listen yet.
  */
-export function createTelemetry(metrics: Metrics, readiness: () => Readiness): Server {
+export function createTelemetry(metrics: () => Promise<string>, readiness: () => Readiness): Server {
   const server = createServer((request, response) => {
     request.resume();
     const send = (status: number, type: string, body: string): void => {
@@ -34,8 +34,8 @@ export function createTelemetry(metrics: Metrics, readiness: () => Readiness): S
         return send(ok ? 200 : 503, 'application/json', `${JSON.stringify({ ok, ...parts })}\n`);
       }
       case '/metrics':
-        metrics.registry.metrics().then(
-          (text) => send(200, metrics.registry.contentType, text),
+        metrics().then(
+          (text) => send(200, Registry.PROMETHEUS_CONTENT_TYPE, text),
           () => send(500, 'text/plain', 'the metrics cannot be collected\n'),
         );
         return;

@@ -15,8 +15,8 @@ export interface Metrics {
   disturbed(role: string, kind: string): void;
   connection(kind: string): void;
   hsmEvent(kind: string): void;
-  /** Values read when the metrics are scraped. */
-  gauge(name: string, help: string, read: () => number): void;
+  /** Values read when the metrics are scraped; of several processes added up, unless the least or the largest tells. */
+  gauge(name: string, help: string, read: () => number, ofSeveral?: 'sum' | 'min' | 'max'): void;
   count(name: string, help: string): (by?: number) => void;
 }
 
@@ -45,9 +45,9 @@ export function createMetrics(): Metrics {
     disturbed: (role, kind) => disturbances.inc({ role, kind }),
     connection: (kind) => connections.inc({ kind }),
     hsmEvent: (kind) => hsmEvents.inc({ kind }),
-    gauge(name, help, read) {
+    gauge(name, help, read, ofSeveral = 'sum') {
       // prom-client calls `collect` with the metric as `this`.
-      registry.registerMetric(new Gauge({ name, help, registers: [], collect() { this.set(read()); } }));
+      registry.registerMetric(new Gauge({ name, help, registers: [], aggregator: ofSeveral, collect() { this.set(read()); } }));
     },
     count(name, help) {
       const counter = new Counter({ name, help, registers: [registry] });

@@ -19,17 +19,17 @@ async function chains(): Promise<Log> {
   }
 }
 
-/** Of each role, its writers in the order of their start: their names and start entries. */
-function startsOf(log: Log, role: string): { readonly name: string; readonly writer: bigint; readonly detail: Readonly<Record<string, unknown>> }[] {
+/** The runs of one of a process's writers, in the order of their start: their ids and start entries. */
+function startsOf(log: Log, name: string): { readonly name: string; readonly writer: bigint; readonly detail: Readonly<Record<string, unknown>> }[] {
   return log.entries
-    .filter(({ entry }) => entry.action === 'writer.start' && entry.detail?.['role'] === role)
+    .filter(({ entry }) => entry.action === 'writer.start' && entry.detail?.['name'] === name)
     .map(({ writer, entry }) => ({ name: writerName(writer), writer, detail: entry.detail ?? {} }));
 }
 
 /** Asserts that each writer but the first names its predecessor, a batch that stands there, and whether that had closed its chain. */
 function namesPredecessors(t: Test, log: Log, closed: readonly string[]): void {
   t.same(log.faults, [], 'chains, signatures and certificates hold');
-  for (const role of ['tokenize', 'detokenize']) {
+  for (const role of ['tokenize', 'tokenize-batch', 'detokenize']) {
     const starts = startsOf(log, role);
     t.equal(starts.length, closed.length + 1, `one ${role} writer a run`);
     t.notOk('predecessor' in starts[0]!.detail, 'the first has none');

@@ -191,12 +191,13 @@ await t.test('after a clean stop the chains are closed, and their successors nam
   clients['checkout']?.close();
   const ended = await appliance.stop();
   t.same(ended, { code: 0, signal: null });
-  const notes = Object.fromEntries(['tokenize', 'detokenize'].map((role) => [role, JSON.parse(readFileSync(join(appliance.home, 'writers', `${role}.json`), 'utf8')) as Record<string, unknown>]));
+  const names = ['tokenize', 'tokenize-batch', 'detokenize'];
+  const notes = Object.fromEntries(names.map((role) => [role, JSON.parse(readFileSync(join(appliance.home, 'writers', `${role}.json`), 'utf8')) as Record<string, unknown>]));
   await appliance.start();
   entries = await readLog(appliance);
-  for (const role of ['tokenize', 'detokenize']) {
-    const ofRole = entries.filter((entry) => entry.role === role);
-    const [earlier, later] = [...new Set(ofRole.map(({ writer }) => writer))];
+  for (const role of names) {
+    const [earlier, later] = entries.filter(({ value }) => value['action'] === 'writer.start' && (value['detail'] as Record<string, unknown>)['name'] === role).map(({ writer }) => writer);
+    const ofRole = entries.filter(({ writer }) => writer === earlier || writer === later);
     const last = ofRole.findLast(({ writer }) => writer === earlier)!;
     t.equal(last.value['action'], 'writer.stop');
     t.same(notes[role], { ...notes[role], writer: earlier, number: String(last.batch), closed: true });

@@ -46,7 +46,7 @@ const keys = generateKeyPairSync('ed25519');
 export const testSigner: NoteSigner = { algorithm: 'ed25519', publicKeySpki: keys.publicKey.export({ format: 'der', type: 'spki' }), sign: async (message) => sign(null, message, keys.privateKey) };
 const testVerifier = parseVkey(encodeVkey(origin, 'ed25519', testSigner.publicKeySpki));
 
-export const limits: CommitLimits = { maxQueue: 1000, maxCalls: 50, maxWeight: 1000, maxWaitMs: 10_000, maxSettleMs: 10_000 };
+export const limits: CommitLimits = { maxQueue: 1000, maxQueuedWeight: 100_000, maxCalls: 50, maxWeight: 1000, maxWaitMs: 10_000, maxSettleMs: 10_000 };
 
 export function operation(behaviour: Behaviour = 'writes'): TestOperation {
   return { id: randomUUID(), behaviour };

@@ -7,6 +7,7 @@ import { stringify as toYaml } from 'yaml';
 import { configurationReference } from '../config-reference.ts';
 import { initialize } from './init.ts';
 import { serve } from './serve.ts';
+import { runWorkerProcess } from './workers.ts';
 
 const usage = `cofre <command> [options]
 
@@ -43,6 +44,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     process.stdout.write(usage);
     return command === undefined ? 2 : 0;
   }
+  // Not for people: `serve` starts it where the configuration wants several processes.
+  if (command === 'worker') return await runWorkerProcess(env);
   // Of its own: `cofre toString` is no command either.
   const text = Object.hasOwn(help, command) ? help[command] : undefined;
   if (text === undefined) {

@@ -8,13 +8,13 @@ import type { RevocationList } from '../revocation.ts';
 import type { TlsListener } from '../tls.ts';
 
 /** What is asked of a writer here. */
-export type AnyWriter = { awayMs(): number; readonly logRefused: boolean; readonly depth: number } | null;
+export type AnyWriter = { awayMs(): number; readonly logRefused: boolean; readonly depth: number };
 
 /** HSM, database, log and revocation, each apart, so that whoever is woken knows where to look. */
 export function readinessOf(keyring: Keyring, writers: readonly AnyWriter[], revocation: RevocationList, config: Config): Readiness {
   const hsm = keyring.health();
-  const awayMs = Math.max(...writers.map((writer) => writer?.awayMs() ?? 0));
-  const written = awayMs === 0 && !writers.some((writer) => writer?.logRefused === true);
+  const awayMs = Math.max(...writers.map((writer) => writer.awayMs()));
+  const written = awayMs === 0 && !writers.some((writer) => writer.logRefused);
   const fresh = revocation.status().freshUntil > new Date();
   const hsmUsable = hsm.ok || (config.hsm.custody === 'envelope' && hsm.awayMs <= milliseconds(config.hsm.max_away));
   return {
@@ -26,9 +26,9 @@ export function readinessOf(keyring: Keyring, writers: readonly AnyWriter[], rev
 }
 
 /** States that are read when metrics are scraped. */
-export function addGauges(metrics: Metrics, keyring: Keyring, tls: TlsListener, tokenizing: AnyWriter, detokenizing: AnyWriter): void {
-  metrics.gauge('cofre_hsm_up', 'Whether the HSM answered its last probe.', () => (keyring.health().ok ? 1 : 0));
-  metrics.gauge('cofre_hsm_away_seconds', 'How long the HSM has not answered.', () => keyring.health().awayMs / 1000);
-  metrics.gauge('cofre_database_away_seconds', 'How long a writer has been without its session.', () => Math.max(tokenizing?.awayMs() ?? 0, detokenizing?.awayMs() ?? 0) / 1000);
-  metrics.gauge('cofre_connections', 'Open connections of the API listener.', () => tls.connections);
+export function addGauges(metrics: Metrics, keyring: Keyring, tls: TlsListener | null, writers: readonly AnyWriter[]): void {
+  metrics.gauge('cofre_hsm_up', 'Whether the HSM answered its last probe.', () => (keyring.health().ok ? 1 : 0), 'min');
+  metrics.gauge('cofre_hsm_away_seconds', 'How long the HSM has not answered.', () => keyring.health().awayMs / 1000, 'max');
+  metrics.gauge('cofre_database_away_seconds', 'How long a writer has been without its session.', () => Math.max(...writers.map((writer) => writer.awayMs())) / 1000, 'max');
+  metrics.gauge('cofre_connections', 'Open connections of the API listener.', () => tls?.connections ?? 0);
 }

@@ -1,0 +1,102 @@
+/** Several worker processes behind one set of listeners: they serve together, and what happens when one of them, or the primary, dies. */
+import { readFileSync } from 'node:fs';
+import t from 'tap';
+import { startAppliance, until } from '../support/appliance.ts';
+import { readLog, tokensOf } from '../support/log-reader.ts';
+import { isProblem } from '../support/problem.ts';
+import { cardText } from '../support/test-cards.ts';
+
+const workers = 2;
+const appliance = await startAppliance(t, { config: { workers } });
+const childrenOf = (pid: number): number[] => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
+const isWorker = (pid: number): boolean => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0');
+const workersNow = (): number[] => childrenOf(appliance.pid).filter((pid) => pid > 0 && isWorker(pid));
+const isAlive = (pid: number): boolean => {
+  try {
+    return !/^State:\s+[ZX]/mu.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+};
+const readiness = async (): Promise<Record<string, { ok: boolean; detail: string }>> => (await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as Record<string, { ok: boolean; detail: string }>;
+let nextCard = 0;
+
+await t.test('all of them serve, and one card gets one token from whichever is asked', async (t) => {
+  t.equal(workersNow().length, workers);
+  // A connection each: they are given out in turn.
+  const clients = Array.from({ length: 6 }, () => appliance.client('checkout', { connections: 1 }));
+  const cards = Array.from({ length: 20 }, () => cardText(nextCard++));
+  const answers = await Promise.all(clients.map((client) => Promise.all(cards.map(async (pan) => (await client.post('/v1/tokenize', { pan })).json()['token']))));
+  for (const tokens of answers) t.same(tokens, answers[0]);
+  t.equal(new Set(answers[0]).size, cards.length);
+  const getnet = appliance.client('getnet');
+  t.equal((await getnet.post('/v1/detokenize', { token: answers[0]![0], purpose: 'refund' })).status, 200);
+  const made = (await readLog(appliance)).filter((entry) => tokensOf(entry).some(({ outcome }) => outcome === 'created' || outcome === 'known'));
+  t.equal(new Set(made.map(({ writer }) => writer)).size, workers, 'each with a writer of its own');
+});
+
+await t.test('metrics add up what all of them counted, and readiness tells of all', async (t) => {
+  const text = await (await fetch(`${appliance.telemetryUrl}/metrics`)).text();
+  t.match(text, new RegExp(`^cofre_request_seconds_count\\{operation="tokenize",outcome="ok"\\} ${6 * 20}$`, 'mu'));
+  t.match(text, /^cofre_hsm_up 1$/mu, 'the least, not the sum');
+  await until(async () => 'hsm' in (await readiness()), 'the first word of the workers');
+  t.match(await readiness(), { ok: true, workers: { ok: true, detail: '2 of 2 serve' }, hsm: { ok: true }, database: { ok: true }, log: { ok: true }, revocation: { ok: true } });
+});
+
+await t.test('SIGHUP reaches each of them', async () => {
+  const reloads = async (): Promise<number> => (await readLog(appliance)).filter(({ value }) => value['action'] === 'policy.reload').length;
+  appliance.signal('SIGHUP');
+  await until(async () => (await reloads()) === workers, 'a reload by each');
+});
+
+await t.test('one that is killed is started again, and what was acknowledged stands', async (t) => {
+  const tokens = new Map<string, string>();
+  const load = async (): Promise<void> => {
+    const pan = cardText(nextCard++);
+    try {
+      const reply = await appliance.client('checkout', { connections: 1 }).post('/v1/tokenize', { pan });
+      if (reply.status === 201) tokens.set(pan, reply.json()['token'] as string);
+    } catch {
+      // Its connection was the killed one's.
+    }
+  };
+  for (const victim of workersNow()) {
+    await Promise.all(Array.from({ length: 10 }, load));
+    const more = Array.from({ length: 10 }, load);
+    process.kill(victim, 'SIGKILL');
+    await Promise.all(more);
+    await until(() => workersNow().length === workers && !workersNow().includes(victim), 'its successor');
+    await until(async () => (await readiness())['workers']!.detail === '2 of 2 serve', 'readiness');
+  }
+  t.ok(tokens.size >= 20);
+  for (const [pan, token] of tokens) t.same(await appliance.client('checkout').post('/v1/tokenize', { pan }).then((reply) => [reply.status, reply.json()['token']]), [200, token]);
+  const ended = (await readLog(appliance)).filter(({ value }) => value['action'] === 'writer.start' && (value['detail'] as Record<string, unknown>)['predecessor_closed'] === 'no');
+  t.ok(ended.length >= 2, 'the successors name their killed predecessors');
+});
+
+await t.test('SIGTERM ends all of them in order', async (t) => {
+  const before = workersNow();
+  t.same(await appliance.stop(), { code: 0, signal: null });
+  t.same(before.filter(isAlive), []);
+  await appliance.start();
+  const unclosed = (await readLog(appliance)).filter(({ value }) => value['action'] === 'writer.start' && (value['detail'] as Record<string, unknown>)['predecessor_closed'] === 'yes');
+  t.equal(unclosed.length, workers * 3, 'every chain was closed');
+});
+
+await t.test('none outlives a primary that was killed, and the next start takes over', async (t) => {
+  const before = workersNow();
+  await appliance.kill9();
+  await until(() => !before.some(isAlive), 'their end');
+  await appliance.start();
+  t.equal((await appliance.client('checkout').post('/v1/tokenize', { pan: cardText(0) })).status, 200);
+  isProblem(t, await appliance.client('intruder').post('/v1/tokenize', { pan: cardText(0) }), 'not_authorized');
+});
+
+await t.test('a worker that cannot start tells why in one line, and nothing stays', async (t) => {
+  await appliance.stop();
+  appliance.configure({ workers, hsm: { token_label: 'no-such-token' }, profile: 'development' });
+  const ended = await appliance.launch();
+  t.equal(ended?.code, 1);
+  t.match(appliance.err.trim().split('\n').at(-1), /^cofre: .+/u);
+  t.notMatch(appliance.err, /^\s+at /mu);
+});

@@ -1,0 +1,341 @@
+/** What serves: policies, keys, writers and listeners of one process, built by plain calls in order. */
+import { resolve } from 'node:path';
+import { Client, Pool } from 'pg';
+import type { Entry } from '../../audit/entry.ts';
+import { openKeyring } from '../../hsm/keyring.ts';
+import type { Keyring } from '../../hsm/keyring.ts';
+import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts';
+import type { ProcessRole } from '../../platform-adapters/postgres/roles.ts';
+import type { TenantRow } from '../../platform-adapters/postgres/tenants.ts';
+import type { Readiness } from '../../platform-adapters/telemetry/listener.ts';
+import { describe } from '../../platform-adapters/telemetry/log.ts';
+import type { Log } from '../../platform-adapters/telemetry/log.ts';
+import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
+import { addAdminRoutes } from '../admin.ts';
+import type { Committed, GroupCommit } from '../commit.ts';
+import { milliseconds } from '../config.ts';
+import type { Config } from '../config.ts';
+import { openFailure } from '../detokenize.ts';
+import type { DetokenizeOutcome } from '../detokenize.ts';
+import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
+import { loadPolicy } from '../policy.ts';
+import type { Policy } from '../policy.ts';
+import { sweepQuotas } from '../quota.ts';
+import { Refusals } from '../refusals.ts';
+import { RevocationList } from '../revocation.ts';
+import { addDetokenizingRoutes, addOpenApi, addTokenizingRoutes } from '../routes.ts';
+import { createServer } from '../server.ts';
+import type { ServerOptions } from '../server.ts';
+import { Tenants } from '../tenants.ts';
+import { TlsListener } from '../tls.ts';
+import { idempotencyWindowMs } from '../tokenize-store.ts';
+import type { TokenizeOutcome } from '../tokenize-store.ts';
+import { sweepIdempotencyKeys } from '../token-store.ts';
+import { pooledRandom } from '../token.ts';
+import { executeDetokenizing, executeEntries, executeTokenizing } from '../transaction.ts';
+import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, EntryOutcome, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
+import type { LookUpOutcome } from '../validate.ts';
+import { connectionOf, tenantsInDatabase } from './database.ts';
+import type { DatabaseAccess } from './database.ts';
+import { readPin } from './development.ts';
+import { drain, listenSecure } from './listen.ts';
+import { addGauges, readinessOf } from './readiness.ts';
+import { openWriter } from './writers.ts';
+
+export interface WorkerOptions {
+  readonly home: string;
+  readonly config: Config;
+  readonly access: DatabaseAccess;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  /** Which of the processes of this home it is, from 0. The first one also does what is done once for all. */
+  readonly index: number;
+}
+
+export interface Worker {
+  readiness(): Readiness;
+  /** Opens the listeners, and resolves to their ports; null for one that its roles have no use for. @throws Error of one line. */
+  open(): Promise<{ readonly api: number | null; readonly admin: number | null }>;
+}
+
+/** Events of the key layer that belong in the log: a key came to be, the HSM went or came, somebody turned a counter back. */
+const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
+
+/** Tokens past their end that one transaction marks. */
+const tokensASweep = 500;
+
+/** The version that `/openapi.json` states. */
+const apiVersion = '1.0.0';
+
+/**
+ * Builds all that serves. What it starts is stopped with the stack, in reverse order.
+ *
+ * @throws Error of one line for the operator.
+ */
+export async function startWorker(stack: AsyncDisposableStack, options: WorkerOptions): Promise<Worker> {
+  const { home, config, access, log, metrics, index } = options;
+  const now = (): Date => new Date();
+  const path = (relative: string): string => resolve(home, relative);
+  const has = (role: ProcessRole): boolean => (config.roles as readonly string[]).includes(role);
+  const firstRole: ProcessRole = has('tokenize') ? 'tokenize' : has('detokenize') ? 'detokenize' : 'admin';
+
+  // Identity and policy: files only, so their faults show before anything is started.
+  const tlsFiles = { certificate: path(config.tls.certificate), key: path(config.tls.key), ca: path(config.tls.client_ca) };
+  const revocation = await RevocationList.load({ crlFile: path(config.tls.revocation_list), caFile: tlsFiles.ca, maxAgeMs: milliseconds(config.tls.revocation_max_age), now });
+  stack.defer(() => revocation.close());
+  const policy = await loadPolicy(path(config.policies), { report: (finding) => log.error('a policy could not be evaluated', { reason: finding }) });
+
+  // Keys. What happens to them is an entry as well; before there is a writer, such entries wait for it.
+  const keyEvents = new KeyEvents(now, log, metrics);
+  const tenantRows = await tenantsInDatabase(connectionOf(access, firstRole), config);
+  const keyring = await openKeys(stack, options, firstRole, tenantRows, keyEvents);
+  const tenants = new Tenants(has('tokenize') || has('detokenize') ? tenantRows.map((tenant) => ({ id: tenant.id, name: tenant.name, keys: keyring.forTenant(tenant.name) })) : []);
+
+  // Writers. Batches have one of their own, so that single calls do not wait for a thousand cards to be written.
+  const context = { home, config, access, signer: keyring.logSigner, log, metrics, now, index, policies: policy.digest };
+  const tokenizing = has('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>(stack, context, 'tokenize', 'tokenize', executeTokenizing) : null;
+  const batching = has('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>(stack, context, 'tokenize-batch', 'tokenize', executeTokenizing) : null;
+  const detokenizing = has('detokenize') ? await openWriter<DetokenizingOperation, DetokenizingOutcome>(stack, context, 'detokenize', 'detokenize', executeDetokenizing) : null;
+  const administering = has('admin') && tokenizing === null && detokenizing === null ? await openWriter<EntryOperation, EntryOutcome>(stack, context, 'admin', 'admin', executeEntries) : null;
+  const writers = [tokenizing, batching, detokenizing, administering].filter((writer) => writer !== null) as readonly GroupCommit<EntryOperation, EntryOutcome>[];
+  const record = async (entry: Entry, share?: string): Promise<void> => {
+    await writers[0]!.commit({ kind: 'entry', entry }, 1, share);
+  };
+  keyEvents.recordWith((entry) => void record(entry).catch((error: unknown) => log.error('a key event could not be recorded', { error: describe(error) })));
+
+  // A log that was refused (disk full, …) is tried again without a caller: while readiness says so, none may come. The entry that succeeds says that it was.
+  every(stack, 1000, () => {
+    for (const writer of writers) if (writer.logRefused) void writer.commit({ kind: 'entry', entry: { action: 'log.resumed', at: now(), outcome: 'allowed' } }).catch(() => undefined);
+  });
+  const refusals = new Refusals({
+    entriesPerMinute: config.refusals.entries_per_minute,
+    now,
+    write: (entry) => record(entry, entry.tenant),
+    summed: metrics.count('cofre_refusals_summed_total', 'Refused calls that got no entry of their own, only a count.'),
+  });
+  stack.defer(() => refusals.close());
+
+  // Listeners.
+  const serverOptions = (tls: TlsListener): ServerOptions => ({
+    tls,
+    trustDomain: config.tls.trust_domain,
+    revocation,
+    now,
+    observer: {
+      answered: (action, outcome, seconds) => metrics.answered(action, outcome, seconds),
+      failed: (requestId, error) => log.error('a request failed', { request_id: requestId, error: describe(error) }),
+    },
+    recordRefusal: async (call, action, refused) => await refusals.record(call, action, refused),
+    maxRequestsPerCaller: config.listeners.max_requests_per_caller,
+    requestTimeoutMs: milliseconds(config.listeners.request_timeout),
+    keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
+  });
+  const listeners: TlsListener[] = [];
+  const openTls = async (name: string): Promise<TlsListener> => {
+    const tls = await TlsListener.open({
+      name,
+      files: tlsFiles,
+      maxConnections: config.listeners.max_connections,
+      maxConnectionsPerCertificate: config.listeners.max_connections_per_certificate,
+      report(event) {
+        metrics.connection(event.kind);
+        if (event.kind === 'reload_refused') log.error('the certificates were not reloaded', { reason: event.reason });
+        if (event.kind === 'reloaded') log.info('the certificates were reloaded');
+      },
+    });
+    tls.watch(2000);
+    stack.defer(() => tls.close());
+    listeners.push(tls);
+    return tls;
+  };
+  const readiness = (): Readiness => readinessOf(keyring, writers, revocation, config);
+
+  const apiTls = tokenizing === null && detokenizing === null ? null : await openTls('api');
+  const api = apiTls === null ? null : createServer(serverOptions(apiTls));
+  if (api !== null) await addOpenApi(api, apiVersion);
+  if (api !== null && tokenizing !== null && batching !== null) {
+    // An operation's outcome is of its own kind (vault/transaction.ts), which a writer of many kinds cannot say in its type.
+    addTokenizingRoutes(api, {
+      tokenize: {
+        policy,
+        tenants,
+        now,
+        stages: metrics,
+        random: pooledRandom(),
+        binDigits: config.cards.bin_digits,
+        commit: (operation) => (operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>,
+        numericTokenTaken: metrics.count('cofre_numeric_token_taken_total', 'New numeric tokens that were in use already: their share of all is how full their space is.'),
+      },
+      lookUp: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LookUpOutcome>> },
+      lifecycle: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LifecycleOutcome>> },
+    });
+  }
+  if (api !== null && detokenizing !== null) {
+    const quotas = new Map(config.quotas.map((quota) => [`${quota.caller} ${quota.purpose}`, quota.per_minute]));
+    addDetokenizingRoutes(api, {
+      policy,
+      tenants,
+      now,
+      stages: metrics,
+      quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
+      // Single calls and batches take turns.
+      commit: (operation) => detokenizing.commit(operation, operation.input.tokens.length, `${operation.action} ${operation.tenant.name}`) as Promise<Committed<DetokenizeOutcome>>,
+      record: async (operation, failed) => void (await detokenizing.commit({ kind: 'entry', entry: openFailure(operation, failed) }, 1, operation.tenant.name)),
+    });
+  }
+  const admin = has('admin') ? createServer(serverOptions(await openTls('admin'))) : null;
+  if (admin !== null) {
+    const status = (): object => {
+      const { revoked, freshUntil } = revocation.status();
+      return { readiness: readiness(), policies: policy.policyIds, policy_digest: policy.digest, revocation: { revoked, fresh_until: freshUntil.toISOString() } };
+    };
+    addAdminRoutes(admin, { policy, status, record: async ({ entry }) => await record(entry) });
+  }
+  addGauges(metrics, keyring, apiTls, writers);
+
+  return {
+    readiness,
+    async open() {
+      const { host, admin_port: adminPort, api_port: apiPort, drain_timeout: drainTimeout } = config.listeners;
+      const ports: { api: number | null; admin: number | null } = { api: null, admin: null };
+      if (admin !== null) {
+        ports.admin = await listenSecure(admin, host, adminPort, 'admin', 'COFRE_ADMIN_PORT');
+        stack.defer(() => drain(admin, milliseconds(drainTimeout)));
+      }
+      if (api !== null) {
+        ports.api = await listenSecure(api, host, apiPort, 'API', 'COFRE_API_PORT');
+        stack.defer(() => drain(api, milliseconds(drainTimeout)));
+      }
+      watchFiles(stack, { revocation, policy, listeners, record, log, now });
+      sweep(stack, options, tenants, batching, now);
+      return ports;
+    },
+  };
+}
+
+/** Events of the key layer, kept until there is a writer that takes them. */
+class KeyEvents {
+  readonly #now: () => Date;
+  readonly #log: Log;
+  readonly #metrics: Metrics;
+  readonly #kept: Entry[] = [];
+  #record: ((entry: Entry) => void) | null = null;
+
+  constructor(now: () => Date, log: Log, metrics: Metrics) {
+    this.#now = now;
+    this.#log = log;
+    this.#metrics = metrics;
+  }
+
+  at(level: 'info' | 'warn'): (event: string, fields: Readonly<Record<string, string | number | boolean>>) => void {
+    return (event, fields) => {
+      this.#log[level](event, typeof fields['kind'] === 'string' ? { kind: fields['kind'] } : {});
+      this.#metrics.hsmEvent(event);
+      if (!auditedKeyEvents.has(event)) return;
+      const entry: Entry = { action: event.startsWith('hsm') ? 'hsm.state' : 'key.event', at: this.#now(), outcome: level === 'info' ? 'allowed' : 'failed', detail: { event, ...(typeof fields['version'] === 'number' ? { version: fields['version'] } : {}) } };
+      if (this.#record === null) this.#kept.push(entry);
+      else this.#record(entry);
+    };
+  }
+
+  recordWith(record: (entry: Entry) => void): void {
+    this.#record = record;
+    for (const entry of this.#kept.splice(0)) record(entry);
+  }
+}
+
+async function openKeys(stack: AsyncDisposableStack, { home, config, access }: WorkerOptions, role: ProcessRole, tenants: readonly TenantRow[], events: KeyEvents): Promise<Keyring> {
+  const pool = new Pool({ ...connectionOf(access, role), max: 2, application_name: 'cofre keys' });
+  pool.on('error', () => undefined);
+  stack.defer(() => pool.end());
+  const seals = config.roles.includes('tokenize');
+  const opens = config.roles.includes('detokenize');
+  const keyring = await openKeyring({
+    modulePath: config.hsm.module,
+    tokenLabel: config.hsm.token_label,
+    pin: () => readPin(resolve(home, config.hsm.pin_file)),
+    custody: config.hsm.custody,
+    // Whoever neither seals nor opens has no business with a domain's keys.
+    tenants: new Map(seals || opens ? tenants.map((tenant) => [tenant.name, tenant.keyDomain]) : []),
+    store: postgresKeyStore(pool),
+    now: () => new Date(),
+    maxAwayMs: milliseconds(config.hsm.max_away),
+    log: { info: events.at('info'), warn: events.at('warn') },
+    uses: ['sign-log', ...(seals ? (['seal'] as const) : []), ...(opens ? (['open'] as const) : [])],
+  });
+  stack.defer(() => keyring.close());
+  return keyring;
+}
+
+interface Watched {
+  readonly revocation: RevocationList;
+  readonly policy: Policy;
+  readonly listeners: readonly TlsListener[];
+  readonly record: (entry: Entry) => Promise<void>;
+  readonly log: Log;
+  readonly now: () => Date;
+}
+
+/** What changes while it runs: the revocation list and the certificates when their files do, all of them and the policies on SIGHUP. */
+function watchFiles(stack: AsyncDisposableStack, { revocation, policy, listeners, record, log, now }: Watched): void {
+  const closeRevoked = (serials: ReadonlySet<string>): number => listeners.reduce((closed, tls) => closed + tls.closeRevoked(serials), 0);
+  revocation.watch(1000, ({ outcome, reason, newlyRevoked }) => {
+    if (outcome === 'refused') log.error('the revocation list was not reloaded', { reason: reason ?? '' });
+    const closed = closeRevoked(newlyRevoked);
+    if (newlyRevoked.size > 0) log.warn('certificates were revoked', { count: newlyRevoked.size, kind: `${closed} connections closed` });
+  });
+  const reload = (): void => {
+    void (async () => {
+      const refused = await policy.reload();
+      if (refused !== null) log.error('the policies were not reloaded', { reason: refused });
+      else await record({ action: 'policy.reload', at: now(), outcome: 'allowed', detail: { policies: policy.digest } }).catch(() => undefined);
+      await Promise.all([revocation.reload().then(({ newlyRevoked }) => closeRevoked(newlyRevoked)), ...listeners.map((tls) => tls.reload())]);
+    })();
+  };
+  process.on('SIGHUP', reload);
+  stack.defer(() => void process.off('SIGHUP', reload));
+}
+
+/** Removes rows that ran out, each as the role that owns them, and ends tokens that are past their end. One process of a home does it. */
+function sweep(stack: AsyncDisposableStack, { config, access, log, index }: WorkerOptions, tenants: Tenants, batching: GroupCommit<TokenizingOperation, TokenizingOutcome> | null, now: () => Date): void {
+  if (index > 0) return;
+  const as = async (role: 'tokenize' | 'detokenize', work: (client: Client) => Promise<unknown>): Promise<void> => {
+    if (!config.roles.includes(role)) return;
+    const client = new Client(connectionOf(access, role));
+    client.on('error', () => undefined);
+    await client.connect();
+    try {
+      await work(client);
+    } finally {
+      await client.end();
+    }
+  };
+  const sweepRows = async (): Promise<void> => {
+    await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs), 10_000));
+    await as('detokenize', (client) => sweepQuotas(client, new Date(now().getTime() - 3_600_000)));
+  };
+  every(stack, 60_000, () => void sweepRows().catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })));
+  if (batching === null) return;
+  let sweeping = false;
+  const endTokens = async (): Promise<void> => {
+    if (sweeping) return;
+    sweeping = true;
+    try {
+      for (let ended = tokensASweep; ended >= tokensASweep; ) {
+        const { outcome } = (await batching.commit({ kind: 'sweep', tenants, limit: tokensASweep }, tokensASweep)) as Committed<SweepOutcome>;
+        // As many as were asked for: there may be more.
+        ended = outcome.tokens;
+      }
+    } catch (error) {
+      log.warn('tokens past their end were not swept', { error: describe(error) });
+    } finally {
+      sweeping = false;
+    }
+  };
+  every(stack, milliseconds(config.tokens.sweep_interval), () => void endTokens());
+}
+
+function every(stack: AsyncDisposableStack, ms: number, work: () => void): void {
+  const timer = setInterval(work, ms).unref();
+  stack.defer(() => clearInterval(timer));
+}
