@@ -2,7 +2,7 @@
 // What every npm script of this repository calls: sets up what is missing, then runs the real thing under Node 24.
 // Plain JavaScript, no dependencies: on a fresh machine nothing else is there yet, and Node may be as old as 20.
 import { chmodSync, existsSync, mkdirSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 
 if (process.platform !== 'linux') fail('Cofre runs on Linux only');
 if (Number(process.versions.node.split('.')[0]) < 20) fail(`Cofre needs Node 20 or newer to set itself up, this is ${process.versions.node}`);
@@ -51,10 +51,21 @@ if (line !== null) {
 function makeHome() {
   if (existsSync(home)) return;
   try {
-    mkdirSync(home, { recursive: true });
+    makeFolder(home);
     chmodSync(home, 0o711);
   } catch {
     fail(`the state folder ${home} cannot be made: set COFRE_HOME to a folder of your own`);
+  }
+}
+
+/** By single steps: Node's recursive mkdir tries for ever where a parent that is there answers ENOENT, as all of /proc does. */
+function makeFolder(folder) {
+  if (!existsSync(dirname(folder))) makeFolder(dirname(folder));
+  try {
+    mkdirSync(folder);
+  } catch (error) {
+    // Another start may have made it meanwhile.
+    if (error.code !== 'EEXIST') throw error;
   }
 }
 

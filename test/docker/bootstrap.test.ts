@@ -100,6 +100,41 @@ t.test('an unsafe NODE_OPTIONS, a state folder that cannot be made, and an unkno
   t.same(tell(), [], 'and the vault was not started');
 });
 
+t.test('NODE_OPTIONS that show what TLS protects or take loose HTTP are refused by start and by the launcher, in one line', async (t) => {
+  const { root, tell } = clone(t, "import { appendFileSync } from 'node:fs'; appendFileSync(process.env.TOLD, 'started')");
+  chmodSync(join(root, 'docker/cofre.js'), 0o755);
+  const keys = join(root, 'keys');
+  for (const option of ['--tls-keylog', '--trace-tls', '--insecure-http-parser']) {
+    const line = `NODE_OPTIONS contains ${option}…, which would open or write out the memory of the vault: unset it`;
+    for (const spelled of [option, `--${option.slice(2).replaceAll('-', '_')}`]) {
+      const NODE_OPTIONS = `--max-old-space-size=512 ${option === '--tls-keylog' ? `${spelled}=${keys}` : spelled}`;
+      t.same(await finished(bootstrap(t, root, ['start'], { NODE_OPTIONS })), { code: 1, errors: line }, NODE_OPTIONS);
+      const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'serve'], { encoding: 'utf8', env: { ...process.env, TOLD: join(root, 'told'), NODE_OPTIONS } });
+      t.match(run, { status: 2, stdout: '', stderr: `${line}\n` });
+    }
+  }
+  t.same(tell(), [], 'and the vault was not started');
+  t.notOk(existsSync(keys));
+});
+
+t.test('a state folder where none can be made ends in one line, and a deep one is made', async (t) => {
+  const { root, tell } = clone(t);
+  // Node's own recursive mkdir never returns there.
+  for (const home of ['/proc/cofre', '/proc/self/cofre/deep']) {
+    const child = bootstrap(t, root, ['start'], { COFRE_HOME: home });
+    const late = setTimeout(() => child.kill('SIGKILL'), 30_000);
+    t.same(await finished(child), { code: 1, errors: `the state folder ${home} cannot be made: set COFRE_HOME to a folder of your own` });
+    clearTimeout(late);
+  }
+  t.same(tell(), []);
+  const deep = join(root, 'a/b/c');
+  const child = bootstrap(t, root, ['start'], { COFRE_HOME: deep });
+  await until(() => tell().length > 0);
+  t.equal(statSync(deep).mode & 0o777, 0o711);
+  child.kill('SIGTERM');
+  await finished(child);
+});
+
 t.test('what is missing and may not be installed is named in one line', async (t) => {
   const { root } = clone(t);
   rmSync(join(root, 'node_modules/.cofre'), { recursive: true });

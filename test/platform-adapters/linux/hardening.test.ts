@@ -1,4 +1,5 @@
 import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
 import t from 'tap';
 import { swapAreas, unsafeOption } from '../../../platform-adapters/linux/hardening.ts';
 
@@ -51,6 +52,19 @@ t.test('a process that a signal, an option or a debugger could open is refused',
   );
 });
 
+t.test('a process that would write out or show what TLS protects, or take loose HTTP, is refused in one line', async (t) => {
+  const keys = join(t.testdir({}), 'keys');
+  for (const option of ['--tls-keylog', '--trace-tls', '--insecure-http-parser']) {
+    const line = `Node's option ${option} would open or write out the memory of the vault: start without it`;
+    for (const spelled of [option, `--${option.slice(2).replaceAll('-', '_')}`]) {
+      const given = option === '--tls-keylog' ? `${spelled}=${keys}` : spelled;
+      t.equal(harden({ flags: ['--disable-sigusr1', given] }), line, given);
+      t.equal(harden({ env: { NODE_OPTIONS: given } }), line, `NODE_OPTIONS=${given}`);
+      t.equal(harden({ env: { NODE_OPTIONS: `--max-old-space-size=512 "${given}"` } }), line, `NODE_OPTIONS with ${given} in quotes`);
+    }
+  }
+});
+
 t.test('unsafe options are found however they are written, and others pass', async (t) => {
   for (const words of [
     '--inspect',
@@ -63,6 +77,12 @@ t.test('unsafe options are found however they are written, and others pass', asy
     '--report_on_fatalerror',
     '--abort-on-uncaught-exception',
     '--prof',
+    '--tls-keylog=/tmp/keys',
+    '--tls_keylog=/tmp/keys',
+    '--trace-tls',
+    '--trace_tls',
+    '--insecure-http-parser',
+    '--insecure_http_parser',
   ]) {
     t.equal(unsafeOption([words]) !== null, true, words);
     t.equal(unsafeOption([], `--max-old-space-size=512 "${words}"`) !== null, true, `${words} in NODE_OPTIONS`);
