@@ -8,7 +8,7 @@ import { resolve } from 'node:path';
 import { Type } from 'typebox';
 import type { Static, TSchema } from 'typebox';
 import { Value } from 'typebox/value';
-import { parse as parseYaml } from 'yaml';
+import { YAMLParseError, parse as parseYaml } from 'yaml';
 
 /** The file, or something that it names, cannot be used. The message is one line for the operator. */
 export class ConfigError extends Error {}
@@ -113,14 +113,21 @@ export function loadConfig(options: { readonly home: string; readonly file: stri
   return readConfig(text ?? '', file, options.env);
 }
 
+/** What a file of YAML holds. @throws ConfigError, one line, that says what is wrong where, in none of the file's words. */
+export function readYaml(text: string, file: string): unknown {
+  try {
+    // Its warnings would go to standard error past us, and they quote the file.
+    return parseYaml(text, { strict: true, uniqueKeys: true, logLevel: 'error' });
+  } catch (error) {
+    const [at] = error instanceof YAMLParseError ? (error.linePos ?? []) : [];
+    const why = error instanceof YAMLParseError ? error.code.toLowerCase().replaceAll('_', ' ') : 'an alias cannot be resolved';
+    throw new ConfigError(`${file}: is not YAML: ${why}${at === undefined ? '' : ` at line ${at.line}, column ${at.col}`}`);
+  }
+}
+
 /** @throws ConfigError, one line, naming the path of the key. */
 export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): Config {
-  let given: unknown;
-  try {
-    given = parseYaml(text, { strict: true, uniqueKeys: true }) ?? {};
-  } catch (error) {
-    throw new ConfigError(`${file}: is not YAML: ${(error as Error).message.split('\n')[0] ?? ''}`);
-  }
+  const given = readYaml(text, file) ?? {};
   const config = Value.Default(ConfigSchema, given);
   if (!Value.Check(ConfigSchema, config)) {
     const [first] = Value.Errors(ConfigSchema, config);
@@ -165,11 +172,12 @@ function refuseDevelopment(config: Config, file: string): void {
 
 function explain(error: { instancePath: string; keyword: string; message: string } | undefined): string {
   if (error === undefined) return 'does not have the form of a configuration';
-  const path = error.instancePath.split('/').slice(1).join('.');
+  // A key can be any text, several lines too.
+  const path = error.instancePath.split('/').slice(1).join('.').replaceAll(/\p{Cc}/gu, '?').slice(0, 200);
   const at = path === '' ? '' : `${path}: `;
   // Only the schema `false`, which closes an object, refuses whatever is there.
   if (error.keyword === 'boolean') return `${at}is not a key that Cofre knows`;
-  if (durations.has(path)) return `${at}needs a whole number and a unit: ms, s, m, h or d`;
+  if (durations.has(path)) return `${at}needs a whole number and a unit: ms, s, m, h or d, and at least 1`;
   return `${at}${error.message}`;
 }
 

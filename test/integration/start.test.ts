@@ -47,7 +47,7 @@ await t.test('a configuration that is not understood is one clear line with the 
     ['lisners:\n  api_port: 1\n', /: lisners: is not a key that Cofre knows$/u],
     ['listeners:\n  api_prot: 1\n', /: listeners\.api_prot: is not a key that Cofre knows$/u],
     ['tenants:\n  - name: acme\n    colour: red\n', /: tenants\.0\.colour: is not a key that Cofre knows$/u],
-    ['listeners:\n  request_timeout: 10\n', /: listeners\.request_timeout: needs a whole number and a unit: ms, s, m, h or d$/u],
+    ['listeners:\n  request_timeout: 10\n', /: listeners\.request_timeout: needs a whole number and a unit: ms, s, m, h or d, and at least 1$/u],
     ['listeners:\n  request_timeout: 10 seconds\n', /: listeners\.request_timeout: needs a whole number and a unit/u],
     ['listeners:\n  api_port: "8443"\n', /: listeners\.api_port: /u],
     ['listeners:\n  api_port: 65536\n', /: listeners\.api_port: /u],

@@ -29,7 +29,8 @@ t.test('what is wrong is one line that begins with the file and names the path o
     ['unheard_of: 1', /^cofre\.config\.yaml: unheard_of: is not a key that Cofre knows$/u],
     ['listeners: {api_prot: 1}', /^cofre\.config\.yaml: listeners\.api_prot: is not a key that Cofre knows$/u],
     ['tenants: [{name: acme, color: red}]', /^cofre\.config\.yaml: tenants\.0\.color: is not a key that Cofre knows$/u],
-    ['hsm: {max_away: 5}', /^cofre\.config\.yaml: hsm\.max_away: needs a whole number and a unit: ms, s, m, h or d$/u],
+    ['hsm: {max_away: 5}', /^cofre\.config\.yaml: hsm\.max_away: needs a whole number and a unit: ms, s, m, h or d, and at least 1$/u],
+    ['listeners: {keep_alive_timeout: 0s}', /^cofre\.config\.yaml: listeners\.keep_alive_timeout: needs a whole number and a unit: ms, s, m, h or d, and at least 1$/u],
     ['hsm: {max_away: 5 minutes}', /hsm\.max_away: needs a whole number and a unit/u],
     ['database: {max_settle: 1.5s}', /database\.max_settle: needs a whole number and a unit/u],
     ['database: {max_settle: -1s}', /database\.max_settle: needs a whole number and a unit/u],
@@ -55,6 +56,31 @@ t.test('what is wrong is one line that begins with the file and names the path o
     t.match(refusal(text), message, JSON.stringify(text));
     t.match(refusal(text, { COFRE_API_PORT: '1' }), message, 'with a port from the environment as well');
   }
+});
+
+t.test('a file that is not YAML is refused with the place and in none of its words, and nothing else is printed', async (t) => {
+  const warnings: Error[] = [];
+  const onWarning = (warning: Error): void => void warnings.push(warning);
+  process.on('warning', onWarning);
+  const cases: readonly (readonly [text: string, why: string])[] = [
+    ['hsm: ["hunter2', 'missing char at line 1, column 15'],
+    ['hsm:\n\tpin: hunter2', 'tab as indent at line 2, column 1'],
+    ['hunter2: 1\nhunter2: 2', 'duplicate key at line 2, column 1'],
+    ['profile: }hunter2', 'unexpected token at line 1, column 10'],
+    ['hunter2: 1\n---\nhunter2: 2', 'multiple docs at line 2, column 1'],
+    ['profile: *hunter2', 'an alias cannot be resolved'],
+    [`${'hunter2'.repeat(200)}: [`, 'key over 1024 chars at line 1, column 1'],
+  ];
+  for (const [text, why] of cases) t.equal(refusal(text), `cofre.config.yaml: is not YAML: ${why}`, JSON.stringify(text.slice(0, 40)));
+  // The parser takes these two, with a warning of several lines that quotes them.
+  t.equal(refusal('%YAML 9.9\n---\nhunter2'), 'cofre.config.yaml: must be object');
+  t.equal(refusal('? [a]\n: 1'), 'cofre.config.yaml: [ a ]: is not a key that Cofre knows');
+  t.equal(refusal('"one\\ntwo": 1'), 'cofre.config.yaml: one?two: is not a key that Cofre knows', 'a key of two lines is one line');
+  t.ok(refusal(`${'k'.repeat(1000)}: 1`).length < 300, 'and a long one is cut');
+  // Warnings are told in a later turn.
+  await new Promise((done) => setImmediate(done));
+  process.off('warning', onWarning);
+  t.same(warnings, []);
 });
 
 t.test('any YAML at all is taken or refused in one line', async (t) => {
@@ -104,4 +130,38 @@ t.test('the production profile refuses every default of development by the path 
 t.test('a duration is what its unit says', async (t) => {
   t.same(['250ms', '30s', '5m', '24h', '7d', '0s'].map(milliseconds), [250, 30_000, 300_000, 86_400_000, 604_800_000, 0]);
   for (const wrong of ['', '5', 's', '5 s', '1.5s', '-1s', '5S', '5w']) t.throws(() => milliseconds(wrong), { message: 'not a duration' }, wrong);
+});
+
+/** The path of every key whose default is a time. */
+function durationKeys(value: unknown, path: readonly string[] = []): (readonly string[])[] {
+  if (typeof value === 'string') return /^[0-9]+(ms|s|m|h|d)$/u.test(value) ? [path] : [];
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? Object.entries(value).flatMap(([key, member]) => durationKeys(member, [...path, key])) : [];
+}
+
+t.test('every duration is at least 1 of its unit and at most 24 days, which is what a timer holds', async (t) => {
+  const keys = durationKeys(read(''));
+  t.ok(keys.length >= 7 && keys.some((path) => path.join('.') === 'tls.revocation_max_age'), `${keys.length} keys`);
+  const day = 86_400_000;
+  const over = 24 * day + 1;
+  t.ok(over <= 2 ** 31 - 1 && 25 * day > 2 ** 31 - 1, 'a day more would be more than Node waits');
+  for (const path of keys) {
+    const key = path.join('.');
+    const given = (duration: string): string => refusal(JSON.stringify(path.reduceRight<unknown>((inner, name) => ({ [name]: inner }), duration)));
+    for (const duration of ['0s', '0ms', '0d', '00s', '01s', '-0s']) t.equal(given(duration), `cofre.config.yaml: ${key}: needs a whole number and a unit: ms, s, m, h or d, and at least 1`, `${key}: ${duration}`);
+    for (const duration of ['25d', '577h', '34561m', '2073601s', '999999999d']) t.equal(given(duration), `cofre.config.yaml: ${key}: is longer than 24 days`, `${key}: ${duration}`);
+    for (const duration of ['24d', '576h', '34560m', '2073600s', '1ms']) t.equal(given(duration), 'taken', `${key}: ${duration}`);
+  }
+});
+
+t.test('two listeners with one port are refused, wherever the ports come from; 0 is any free one', async (t) => {
+  const refused = 'cofre.config.yaml: listeners: two of them have the same port';
+  for (const [one, other] of [['api', 'admin'], ['api', 'telemetry'], ['admin', 'telemetry']] as const) {
+    t.equal(refusal(`listeners: {${one}_port: 7000, ${other}_port: 7000}`), refused, `${one} and ${other}`);
+    t.equal(refusal(`listeners: {${one}_port: 0, ${other}_port: 0}`), 'taken');
+    t.equal(refusal('', { [`COFRE_${one.toUpperCase()}_PORT`]: '7000', [`COFRE_${other.toUpperCase()}_PORT`]: '7000' }), refused, 'from the environment');
+    t.equal(refusal(`listeners: {${one}_port: 7000}`, { [`COFRE_${other.toUpperCase()}_PORT`]: '7000' }), refused, 'from both');
+  }
+  t.equal(refusal('listeners: {api_port: 9464}'), refused, 'a default counts');
+  t.equal(refusal('listeners: {api_port: 9464, telemetry_port: 9465}'), 'taken');
+  t.equal(refusal('listeners: {api_port: 7000, admin_port: 7000}', { COFRE_ADMIN_PORT: '7001' }), 'taken', 'what the environment overrides does not');
 });

@@ -1,9 +1,8 @@
 /** `cofre init`: the key ceremony, from one reviewed file. */
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { parse as parseYaml } from 'yaml';
 import { parseCeremonyPlan, runCeremony } from '../../hsm/ceremony.ts';
-import { ConfigError } from '../config.ts';
+import { ConfigError, readYaml } from '../config.ts';
 import type { Config } from '../config.ts';
 import { readPin } from './development.ts';
 
@@ -14,9 +13,16 @@ import { readPin } from './development.ts';
  */
 export async function initialize(options: { readonly home: string; readonly config: Config; readonly file: string; readonly json: boolean; readonly print: (line: string) => void }): Promise<void> {
   const { home, config, file, json, print } = options;
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new ConfigError(`${file}: cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`);
+  }
+  const given = readYaml(text, file);
   let plan;
   try {
-    plan = parseCeremonyPlan(parseYaml(readFileSync(file, 'utf8'), { strict: true, uniqueKeys: true }));
+    plan = parseCeremonyPlan(given);
   } catch (error) {
     throw new ConfigError(`${file}: ${(error as Error).message.split('\n')[0] ?? ''}`);
   }
