@@ -125,10 +125,11 @@ let handles = 0;
 
 async function readSet(directory: string): Promise<PolicySet> {
   const names = (await readdir(directory)).filter((name) => name.endsWith('.cedar')).sort();
-  const schema = await readFile(join(directory, schemaFile), 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') throw new PolicySetError(`${schemaFile}: is missing`);
-    throw error;
-  });
+  const read = (name: string): Promise<string> =>
+    readFile(join(directory, name), 'utf8').catch((error: NodeJS.ErrnoException) => {
+      throw new PolicySetError(`${name}: ${error.code === 'ENOENT' ? 'is missing' : `cannot be read (${error.code ?? 'unknown'})`}`);
+    });
+  const schema = await read(schemaFile);
   const hash = createHash('sha256').update(`${schemaFile}\0${Buffer.byteLength(schema)}\0${schema}`);
 
   const parsedSchema = cedar.checkParseSchema(schema);
@@ -137,7 +138,7 @@ async function readSet(directory: string): Promise<PolicySet> {
   const findings: string[] = schemaGaps(schema).map((gap) => `${schemaFile}: ${gap}`);
   const policies = new Map<string, SourcePolicy>();
   for (const name of names) {
-    const text = await readFile(join(directory, name), 'utf8');
+    const text = await read(name);
     hash.update(`${name}\0${Buffer.byteLength(text)}\0${text}`);
     const earlierFindings = findings.length;
     const inFile = readFileOfPolicies(name, text, schema, findings);

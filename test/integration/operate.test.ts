@@ -67,7 +67,7 @@ await t.test('SIGHUP takes a new policy set whole, keeps the old one where the n
   const digest = async () => (await appliance.client('auditor', { admin: true }).get('/v1/status')).json()['policy_digest'];
   const first = await digest();
 
-  for (const broken of ['permit (', before.replace('"acme-getnet-detokenizes"', '"acme-checkout-tokenizes"'), before.replace('Cofre::Purpose::"refund"', 'Cofre::Purpose::"fun"'), '@id("all") permit (principal, action, resource);\n']) {
+  for (const broken of ['permit (', before.replace('"acme-getnet-detokenizes"', '"acme-checkout-tokenizes"'), before.replace('Cofre::Purpose::"refund"', 'Cofre::Purpose::"fun"'), '@id("all") permit (principal, action, resource);\n', '', '// all gone\n']) {
     const mark = appliance.messages().length;
     put(file, broken);
     appliance.signal('SIGHUP');

@@ -1,4 +1,4 @@
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -141,6 +141,27 @@ t.test('a set without schema or policies is refused', async (t) => {
   await t.rejects(loadPolicy(join(empty, 'nowhere')), { code: 'ENOENT' });
 });
 
+/** What is left of a file that was cut to nothing, or whose policies were all commented out. */
+const emptied = ['', '\n', ' \t\r\n', '// @id("new") permit (principal, action, resource);\n', '// one\n\n  // two'];
+
+t.test('a file that holds no policy is refused, since its forbids would go with it', async (t) => {
+  for (const text of emptied) {
+    for (const name of ['acme', 'globex', 'platform', 'tenancy', 'new']) await t.rejects(loadPolicy(directory(t, { [`${name}.cedar`]: text })), { name: 'PolicySetError', message: `${name}.cedar: holds no policy` }, `${name}: ${JSON.stringify(text)}`);
+  }
+  await t.rejects(loadPolicy(directory(t, { 'acme.cedar': '', 'tenancy.cedar': '// none' })), { message: 'acme.cedar: holds no policy\ntenancy.cedar: holds no policy' }, 'each is named');
+  await loadPolicy(directory(t, { 'notes.txt': '' }));
+});
+
+t.test('a file that cannot be read is named', async (t) => {
+  const where = directory(t);
+  mkdirSync(join(where, 'new.cedar'));
+  await t.rejects(loadPolicy(where), { name: 'PolicySetError', message: 'new.cedar: cannot be read (EISDIR)' });
+  rmSync(join(where, 'new.cedar'), { recursive: true });
+  rmSync(join(where, 'vault.cedarschema'));
+  mkdirSync(join(where, 'vault.cedarschema'));
+  await t.rejects(loadPolicy(where), { name: 'PolicySetError', message: 'vault.cedarschema: cannot be read (EISDIR)' });
+});
+
 t.test('a set that opens cards to anyone is refused, however it says so', async (t) => {
   const detokenize = 'action == Cofre::Action::"detokenize", resource';
   const table: readonly (readonly [string, string, RegExp])[] = [
@@ -207,6 +228,7 @@ t.test('a reload refuses a bad set, says why, and the old one stays', async (t) 
   for (const [content, reason] of [
     [text.slice(0, -20), /^acme\.cedar:\d+: /],
     [permit('principal, action, resource'), /gives detokenize to callers/],
+    ...emptied.map((empty) => [empty, /^acme\.cedar: holds no policy$/] as const),
   ] as const) {
     writeFileSync(join(where, 'acme.cedar'), content);
     t.match(await policy.reload(), reason);
