@@ -40,10 +40,10 @@ export class LastBatchFile {
       text = await readFile(this.#path, 'utf8');
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-      throw new Error('the file of the last batch cannot be read', { cause: error });
+      throw new Error(`${this.#path}: the last batch cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`, { cause: error });
     }
     const match = /^\{"writer":"([0-9a-f]{16})","number":"([0-9]{1,19})","hash":"([0-9a-f]{64})","closed":(true|false)\}\n$/u.exec(text);
-    if (match === null) throw new Error('the file of the last batch is damaged');
+    if (match === null) throw new Error(`${this.#path}: does not hold the last batch, from which a cut-off log is seen: restore it`);
     return { writer: match[1]!, number: match[2]!, hash: match[3]!, closed: match[4] === 'true' };
   }
 

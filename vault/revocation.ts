@@ -72,9 +72,14 @@ export class RevocationList {
   /**
    * Loads the lists. One that is past its time is loaded: `check` then says `stale` until a fresh one comes.
    *
-   * @throws Error, naming the file, where there is no list that can be believed: a vault does not start without one.
+   * @throws Error, naming the file, where there is no list that can be believed or no authority to believe: a vault does not start without one.
    */
   static async load(options: RevocationOptions): Promise<RevocationList> {
+    try {
+      authoritiesOf(await readFile(options.caFile));
+    } catch (error) {
+      throw new Error(`${options.caFile}: ${reasonOf(error)}`, { cause: error });
+    }
     try {
       const files = await signatureOf(options);
       return new RevocationList(options, await readLists(options, new Map()), files);

@@ -177,11 +177,21 @@ function openAuthority(directory: string, { trustDomain, now }: DevelopmentPkiOp
     const fields = { subject, names: [], usages: [], authority: { pathLength: 0 }, notBefore: new Date(moment - skewMs), notAfter: new Date(moment + authorityDays * dayMs) };
     createOnce(certificatePath, makeCertificate(fields, createPublicKey(key), { subject, key }), 0o644);
   }
-  const authority = new X509Certificate(readFileSync(certificatePath));
+  const authority = certificateIn(certificatePath);
   if (!authority.checkPrivateKey(key)) throw new Error(`${certificatePath} and ca.key do not belong together: move the directory away to have a new authority made`);
   if (authority.subject !== `O=${subject.organization}\nCN=${subject.commonName}`) throw new Error(`${certificatePath} is of another trust domain: move the directory away to have a new authority made`);
   if (authority.validToDate <= now()) throw new Error(`${certificatePath} has expired: move the directory away to have a new authority made`);
   return { issuer: { subject, key }, authority };
+}
+
+/** An authority that cannot be read is an error: it is never replaced. */
+function certificateIn(path: string): X509Certificate {
+  const pem = readIfThere(path) ?? '';
+  try {
+    return new X509Certificate(pem);
+  } catch {
+    throw new Error(`${path} does not hold a certificate: restore it, or move the directory away to have a new authority made`);
+  }
 }
 
 /** Whether a certificate on disk can stay: of this authority, for this key and these names, and not about to run out. */
@@ -236,15 +246,23 @@ interface Register {
 
 function readRegister(path: string): Register {
   const text = readIfThere(path);
-  return text === null ? { number: 0, revoked: [] } : (JSON.parse(text.toString('utf8')) as Register);
+  if (text === null) return { number: 0, revoked: [] };
+  try {
+    const { number, revoked } = JSON.parse(text.toString('utf8')) as Partial<Register>;
+    if (Number.isSafeInteger(number) && Array.isArray(revoked) && revoked.every((entry: Partial<Register['revoked'][number]>) => /^[0-9a-f]+$/.test(String(entry.serial)) && Number.isFinite(Date.parse(String(entry.at))))) return { number: number!, revoked };
+  } catch {
+    // The parser's own message quotes the file. Said below.
+  }
+  throw new Error(`${path} is damaged, and without it a new revocation list would forget who was revoked: restore it`);
 }
 
 function readIfThere(path: string): Buffer | null {
   try {
     return readFileSync(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw error;
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return null;
+    throw new Error(`${path} cannot be read (${code ?? 'unknown'})`, { cause: error });
   }
 }
 

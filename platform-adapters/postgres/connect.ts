@@ -55,7 +55,13 @@ export function withoutCredentials(adminUrl: string): string {
  * @throws one clear line, without the URL, if it is malformed or names none.
  */
 export function databaseOf(adminUrl: string): string {
-  const name = decodeURIComponent(parse(adminUrl).pathname.slice(1));
+  let name: string;
+  try {
+    name = decodeURIComponent(parse(adminUrl).pathname.slice(1));
+  } catch (error) {
+    if (error instanceof URIError) throw malformed();
+    throw error;
+  }
   if (name === '') throw new Error('the database URL names no database');
   return name;
 }
@@ -93,8 +99,13 @@ export async function assertDurable(client: ClientBase): Promise<void> {
 function parse(adminUrl: string): URL {
   // `postgresql://user:password@/database?host=/folder` is the usual way to name a socket.
   const url = URL.parse(adminUrl.replace(/^(postgres(?:ql)?:\/\/[^/@]*@)\//, `$1${NO_HOST}/`));
-  if (url === null || (url.protocol !== 'postgres:' && url.protocol !== 'postgresql:')) throw new Error('the database URL is not of the form postgresql://user:password@host:5432/database');
+  if (url === null || (url.protocol !== 'postgres:' && url.protocol !== 'postgresql:')) throw malformed();
   return url;
+}
+
+/** Without the URL, which holds a password. */
+function malformed(): Error {
+  return new Error('the database URL (DATABASE_URL) is not of the form postgresql://user:password@host:5432/database, with what is special in it percent-encoded');
 }
 
 function print(url: URL): string {

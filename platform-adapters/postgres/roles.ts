@@ -35,7 +35,9 @@ export function quoteIdentifier(name: string): string {
  * @throws if the file is absent, is readable by others than its owner, or is not what {@link ensureRoles} wrote.
  */
 export function readRoleFile(file: string): ReadonlyMap<string, string> {
-  if ((statSync(file).mode & 0o077) !== 0) throw new Error(`${file} holds database passwords and is open to other users: chmod 600 it`);
+  const stat = statSync(file);
+  if (!stat.isFile()) throw new Error(`${file} is not a file: restore it from a backup`);
+  if ((stat.mode & 0o077) !== 0) throw new Error(`${file} holds database passwords and is open to other users: chmod 600 it`);
   const parsed = parseJson(readFileSync(file, 'utf8'));
   const entries = typeof parsed === 'object' && parsed !== null && !Array.isArray(parsed) ? Object.entries(parsed) : [['', null] as const];
   const passwords = new Map<string, string>();

@@ -54,11 +54,11 @@ t.test('a damaged file is told, whatever is wrong with it, and its text is not',
   const good = readFileSync(path, 'utf8');
   for (const bad of ['', '{', 'null\n', good.slice(0, -1), good.slice(0, 40), good.replace('ab', 'AB'), good.replace('"7"', '7'), good.replace('"7"', '"-7"'), good.replace('0707', '07'), good.replace('false', '"false"'), good + good, good.replace('{', '{"more":1,')]) {
     writeFileSync(path, bad);
-    await t.rejects(new LastBatchFile(path).read(), { message: 'the file of the last batch is damaged' }, JSON.stringify(bad.slice(0, 30)));
+    await t.rejects(new LastBatchFile(path).read(), { message: `${path}: does not hold the last batch, from which a cut-off log is seen: restore it` }, JSON.stringify(bad.slice(0, 30)));
   }
   rmSync(path);
   mkdirSync(path);
-  await t.rejects(new LastBatchFile(path).read(), { message: 'the file of the last batch cannot be read' });
+  await t.rejects(new LastBatchFile(path).read(), { message: `${path}: the last batch cannot be read (EISDIR)` });
 });
 
 t.test('a write that fails is told at the flush, leaves the old file, and the next one that works clears it', async (t) => {

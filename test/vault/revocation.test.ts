@@ -148,8 +148,38 @@ t.test('a vault does not start without a list that can be believed', async (t) =
   const set = testPki(t);
   put(set.path('crl.pem'), testPki(t).crl());
   await t.rejects(open(set), { message: `${set.path('crl.pem')}: a revocation list is not signed by an authority of ours` });
+  const good = set.crl();
+  const der = Buffer.from(good.replaceAll(/-----[^-]+-----|\s/g, ''), 'base64');
+  for (const [what, broken, reason] of [
+    ['empty', '', 'the file holds no revocation list'],
+    ['cut off', good.slice(0, good.length / 2), 'the file holds no revocation list'],
+    ['cut off inside', `${good.slice(0, 150)}\n-----END X509 CRL-----\n`, 'a revocation list or certificate is not DER'],
+    ['DER, cut off', der.subarray(0, -10), 'a revocation list or certificate is not DER'],
+  ] as const) {
+    put(set.path('crl.pem'), broken);
+    await t.rejects(open(set), { message: `${set.path('crl.pem')}: ${reason}` }, what);
+  }
+  put(set.path('crl.pem'), der);
+  t.equal((await open(set)).status().revoked, 0, 'whole, it is taken');
   rmSync(set.path('crl.pem'));
-  await t.rejects(open(set), /cannot be read \(ENOENT\)/);
+  await t.rejects(open(set), { message: `${set.path('crl.pem')}: the file cannot be read (ENOENT)` });
+});
+
+t.test('nor without authorities, and then it is their file that is named', async (t) => {
+  const set = testPki(t);
+  const good = readFileSync(set.path('ca.pem'), 'utf8');
+  for (const [what, broken, reason] of [
+    ['empty', '', 'the file of authorities holds no certificate'],
+    ['cut off', good.slice(0, 300), 'the file of authorities holds no certificate'],
+    ['cut off inside', `${good.slice(0, 300)}\n-----END CERTIFICATE-----\n`, 'a certificate in the file of authorities cannot be read'],
+    ['a second one, cut off inside', `${good}${good.slice(0, 300)}\n-----END CERTIFICATE-----\n`, 'a certificate in the file of authorities cannot be read'],
+    ['of a server', readFileSync(set.path('server.pem'), 'utf8'), 'a certificate in the file of authorities is not of an authority'],
+  ] as const) {
+    put(set.path('ca.pem'), broken);
+    await t.rejects(open(set), { message: `${set.path('ca.pem')}: ${reason}` }, what);
+  }
+  rmSync(set.path('ca.pem'));
+  await t.rejects(open(set), { message: `${set.path('ca.pem')}: the file cannot be read (ENOENT)` });
 });
 
 t.test('with two authorities each needs its list, each has its own numbers, and the one that ages first decides', async (t) => {

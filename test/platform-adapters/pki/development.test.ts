@@ -1,6 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { createPrivateKey, X509Certificate } from 'node:crypto';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { once } from 'node:events';
 import { createServer, type TLSSocket } from 'node:tls';
 import type { AddressInfo } from 'node:net';
@@ -122,6 +122,32 @@ t.test('an authority is never replaced: without its key, with a broken or anothe
   refused(/ca\.key does not hold a private key$/);
   rmSync(path('ca.key'));
   refused(/without ca\.key/);
+  writeFileSync(path('ca.key'), before['ca.key'] ?? '');
+  for (const broken of ['', 'SECRET-LOOKING', (before['ca.pem'] ?? '').slice(0, 300)]) {
+    writeFileSync(path('ca.pem'), broken);
+    refused(/^[^\n]*\/ca\.pem does not hold a certificate: restore it, or move the directory away to have a new authority made$/);
+  }
+  t.end();
+});
+
+t.test('a damaged memory of who was revoked is told by its name alone, and no list is made without it', (t) => {
+  const { directory, path, pki } = testPki(t);
+  pki.signCrl(['ab12']);
+  const good = readFileSync(path('revoked.json'), 'utf8');
+  const list = readFileSync(path('crl.pem'), 'utf8');
+  for (const broken of ['', '{', '7', 'null', '[]', '{"SECRET": "LOOKING"', good.slice(0, -8), good.replace('ab12', 'xyz'), good.replace(/"at": "[^"]*"/, '"at": "SECRET"'), good.replace(/"number": \d+/, '"number": "1"'), good.replace('"revoked"', '"other"')]) {
+    t.not(broken, good);
+    writeFileSync(path('revoked.json'), broken);
+    t.throws(() => createDevelopmentPki(directory, { trustDomain: 'cofre.dev', now: () => new Date() }), { message: `${path('revoked.json')} is damaged, and without it a new revocation list would forget who was revoked: restore it` }, broken);
+    t.equal(readFileSync(path('crl.pem'), 'utf8'), list);
+  }
+  rmSync(path('revoked.json'));
+  mkdirSync(path('revoked.json'));
+  t.throws(() => createDevelopmentPki(directory, { trustDomain: 'cofre.dev', now: () => new Date() }), { message: `${path('revoked.json')} cannot be read (EISDIR)` });
+  rmSync(path('revoked.json'), { recursive: true });
+  writeFileSync(path('revoked.json'), good);
+  createDevelopmentPki(directory, { trustDomain: 'cofre.dev', now: () => new Date() });
+  t.match(readFileSync(path('revoked.json'), 'utf8'), /ab12/);
   t.end();
 });
 

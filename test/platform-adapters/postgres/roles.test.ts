@@ -1,4 +1,4 @@
-import { chmodSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import type { Client } from 'pg';
 import t from 'tap';
 import { adminConnection, assertDurable, connectionFor, databaseOf, withDatabase } from '../../../platform-adapters/postgres/connect.ts';
@@ -69,14 +69,15 @@ t.test('roles without their passwords, a readable file, a broken file and a role
   rmSync(fresh.rolesFile);
   await t.rejects(ensure(fresh), { message: /has no password for it: copy the file/ });
   t.notOk(existsSync(fresh.rolesFile), 'no new password is made, which would lock the other home out');
-  writeFileSync(fresh.rolesFile, made.slice(0, 100), { mode: 0o600 });
-  t.ok(
-    await ensure(fresh).then(
-      () => false,
-      (error: Error) => error.message.endsWith('restore it from a backup'),
-    ),
-    'and the message does not repeat what the file holds',
-  );
+  for (const broken of ['', made.slice(0, 100), made.slice(0, -3), 'SECRET', '7', 'null', '[]', made.replace(/"[^"]{32,}"/, '7'), made.replace(/[^"]{32,}/, 'SECRET')]) {
+    t.not(broken, made);
+    writeFileSync(fresh.rolesFile, broken, { mode: 0o600 });
+    await t.rejects(ensure(fresh), { message: `${fresh.rolesFile} does not hold role names and passwords: restore it from a backup` }, 'the message does not repeat what the file holds');
+  }
+  rmSync(fresh.rolesFile);
+  mkdirSync(fresh.rolesFile);
+  await t.rejects(ensure(fresh), { message: `${fresh.rolesFile} is not a file: restore it from a backup` });
+  rmSync(fresh.rolesFile, { recursive: true });
   writeFileSync(fresh.rolesFile, made, { mode: 0o600 });
 
   await asOwner(fresh, (client) => client.query(`ALTER ROLE ${quoteIdentifier(roleName(fresh.database, 'relay'))} CREATEROLE`));
@@ -104,9 +105,12 @@ t.test('a database URL is understood with a host and with a socket, and a bad on
   t.equal(databaseOf('postgresql://u:p@db.internal:5432/vault?sslmode=verify-full'), 'vault');
   t.equal(databaseOf('postgresql://u:p@/vault?host=%2Frun%2Fpg'), 'vault');
   t.equal(withDatabase('postgresql://u:p@/vault?host=%2Frun%2Fpg', 'other'), 'postgresql://u:p@/other?host=%2Frun%2Fpg');
-  for (const bad of ['', 'mysql://u:secret@h/d', 'postgresql://u:secret@h:port/d', 'postgresql://u:secret@h/']) {
-    t.throws(() => databaseOf(bad), { message: /^the database URL (is not of the form postgresql:\/\/user:password@host:5432\/database|names no database)$/ });
+  const form = 'the database URL (DATABASE_URL) is not of the form postgresql://user:password@host:5432/database, with what is special in it percent-encoded';
+  for (const bad of ['', 'secret', 'mysql://u:secret@h/d', 'http://u:secret@h/d', 'postgresql://u:secret@h:port/d', 'postgresql://u:secret@h/%ZZ', 'postgresql://u:secret@h/d%E9', 'postgresql://u:secret@/%?host=%2Frun%2Fpg']) {
+    t.throws(() => databaseOf(bad), { message: form }, bad);
+    t.throws(() => adminConnection(bad), { message: form }, bad);
   }
+  t.throws(() => databaseOf('postgresql://u:secret@h/'), { message: 'the database URL names no database' });
 });
 
 t.test('a server that could lose what it acknowledged is refused', async (t) => {
