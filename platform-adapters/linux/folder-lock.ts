@@ -6,10 +6,15 @@ import { closeSync, openSync } from 'node:fs';
  * Claims the folder for this process and returns how to give it up. The lock hangs on an open file, so the kernel frees it when the process dies: no stale lock can be left. A process that is just stopping is waited for,
  * `patienceMs` at most.
  *
- * @throws one clear line if another process holds it.
+ * @throws one clear line if another process holds it, or it cannot be opened.
  */
 export async function lockFolder(folder: string, patienceMs: number): Promise<() => void> {
-  const fd = openSync(folder, 'r');
+  let fd: number;
+  try {
+    fd = openSync(folder, 'r');
+  } catch (cause) {
+    throw new Error(`the state folder ${folder} cannot be opened (${(cause as NodeJS.ErrnoException).code ?? 'unknown'}): it belongs to another user, or is gone`, { cause });
+  }
   // flock(1) locks the open file that it shares with us, and ends; children do not inherit it (O_CLOEXEC).
   const flock = spawn('flock', ['--timeout', String(Math.ceil(patienceMs / 1000)), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
   const { promise, resolve, reject } = Promise.withResolvers<number | null>();

@@ -6,6 +6,7 @@ import { ConfigError, loadConfig } from '../config.ts';
 import { stringify as toYaml } from 'yaml';
 import { configurationReference } from '../config-reference.ts';
 import { initialize } from './init.ts';
+import { describe } from '../../platform-adapters/telemetry/log.ts';
 import { serve } from './serve.ts';
 import { runWorkerProcess } from './workers.ts';
 
@@ -54,7 +55,7 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   }
   let values;
   try {
-    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, reference: { type: 'boolean' }, help: { type: 'boolean' } } }));
+    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, reference: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } } }));
   } catch {
     process.stderr.write(`cofre ${command}: an option is not understood; cofre ${command} --help lists them\n`);
     return 2;
@@ -62,6 +63,12 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   if (values.help === true) {
     process.stdout.write(text);
     return 0;
+  }
+  // Empty is what a script passes whose variable is not set; it would mean the folder one happens to stand in.
+  for (const name of ['home', 'config', 'ceremony'] as const) {
+    if (values[name] !== '') continue;
+    process.stderr.write(`cofre ${command}: --${name} is empty\n`);
+    return 2;
   }
   const home = resolve(values.home ?? (env['COFRE_HOME'] || fileURLToPath(new URL('../../.cofre', import.meta.url))));
   try {
@@ -79,12 +86,20 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     }
     return 0;
   } catch (error) {
-    // One line: the first of the message, which is ours. The stack is for those who ask.
-    const message = error instanceof Error ? (error.message.split('\n')[0] ?? '') : 'failed';
-    process.stderr.write(`cofre: ${message}\n`);
+    // One line; the stack is for those who ask.
+    process.stderr.write(`cofre: ${explain(error)}\n`);
     if (env['COFRE_DEBUG'] === '1' && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
     return error instanceof ConfigError ? 2 : 1;
   }
+}
+
+/** The first line of a message of ours. Of Node, OpenSSL and V8 the code and the place only: their words mean little, and quote what they choke on. */
+function explain(error: unknown): string {
+  if (!(error instanceof Error)) return 'failed';
+  const { code, path, syscall } = error as NodeJS.ErrnoException;
+  if (syscall !== undefined && path !== undefined) return `${path}: cannot be used (${code ?? syscall})`;
+  const theirs = syscall !== undefined || String(code).startsWith('ERR_') || error.message === '' || [TypeError, RangeError, SyntaxError, ReferenceError, URIError].some((kind) => error instanceof kind);
+  return theirs ? `failed unexpectedly: ${describe(error)} (COFRE_DEBUG=1 tells more)` : (error.message.split('\n')[0] ?? '');
 }
 
 process.exitCode = await main(process.argv.slice(2), process.env);
