@@ -15,7 +15,7 @@ export interface Entry {
   readonly caller?: string;
   /** Error code of a refusal or failure (`vault/errors.ts`). */
   readonly code?: string;
-  /** Facts of an event of ours (start, stop, keys): small, and never text from a client. */
+  /** Facts of an event of ours (start, stop, keys), or what refused a call where its code does not tell: small, and never text from a client. */
   readonly detail?: Readonly<Record<string, string | number>>;
   /** IP address that the call came from. */
   readonly from?: string;

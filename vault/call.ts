@@ -22,6 +22,7 @@ export interface EntryFacts {
   readonly reference?: string | undefined;
   readonly tokens?: NonNullable<Entry['tokens']>;
   readonly items?: NonNullable<Entry['items']>;
+  readonly detail?: NonNullable<Entry['detail']>;
   /** Absent for an allowed call. */
   readonly code?: ErrorCode;
 }
@@ -45,5 +46,6 @@ export function entryOf(call: Call, facts: EntryFacts): Entry {
     ...(facts.reference === undefined ? {} : { reference: facts.reference }),
     ...(facts.tokens === undefined ? {} : { tokens: facts.tokens }),
     ...(facts.items === undefined ? {} : { items: facts.items }),
+    ...(facts.detail === undefined ? {} : { detail: facts.detail }),
   };
 }

@@ -68,6 +68,10 @@ export const ConfigSchema = Type.Object(
     events: Section({
       outbox: Type.Boolean({ default: false, description: 'Store an event for each new token and updated card, in the transaction that makes it. Only with a relay that takes them away.' }),
     }),
+    guessing: Section({
+      distinct_per_day: Count(200, 1, 2000, 'Distinct card numbers with the same first six and last four digits that a caller may tokenize in a day of UTC; one more is quota_exceeded. Does not bind callers that may import.'),
+      merge_interval: Duration('5s', 'How often processes share what they counted.'),
+    }),
     refusals: Section({
       entries_per_minute: Count(100, 1, 1_000_000, 'Refused calls of a caller that get an entry each in a minute; one entry a minute sums up the rest.'),
     }),

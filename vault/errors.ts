@@ -42,7 +42,7 @@ const table = {
 export type ErrorCode = keyof typeof table;
 
 /** Whose decision, for what: all of it ours or checked against a narrow schema. */
-export type RefusalFacts = Pick<EntryFacts, 'decision' | 'purpose' | 'reference' | 'tokens' | 'items'>;
+export type RefusalFacts = Pick<EntryFacts, 'decision' | 'purpose' | 'reference' | 'tokens' | 'items' | 'detail'>;
 
 export const errorCodes = Object.keys(table) as readonly ErrorCode[];
 

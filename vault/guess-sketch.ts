@@ -69,9 +69,9 @@ export class GuessSketch {
   readonly #full: number;
   /** Ones from which a group is worth sharing. */
   readonly #shared: number;
-  /** Whether a place has bits that were not shared, and the places where it became so. */
+  /** Of each place: 1 if it has bits that were not shared, plus 2 if it stands in `waiting`. */
   readonly #unshared: Uint8Array;
-  #waiting: number[] = [];
+  readonly #waiting: number[] = [];
   #most = 0;
 
   constructor({ limit, cells, slotBytes }: SketchOptions) {
@@ -126,7 +126,7 @@ export class GuessSketch {
     const count = this.#ones[slot]! + missing;
     this.#ones[slot] = count;
     if (count > this.#most) this.#most = count;
-    if (count >= this.#shared && this.#unshared[slot] === 0) this.#toShare(slot);
+    if (count >= this.#shared) this.#toShare(slot);
     return isFull ? 'beyond' : 'within';
   }
 
@@ -160,8 +160,10 @@ export class GuessSketch {
     while (filters.length < limit) {
       const slot = this.#waiting.pop();
       if (slot === undefined) break;
-      if (this.#unshared[slot] === 0) continue;
+      const isUnshared = (this.#unshared[slot]! & 1) !== 0;
       this.#unshared[slot] = 0;
+      // Its group gave way, and the next one has nothing to share yet.
+      if (!isUnshared) continue;
       const group = Buffer.alloc(8);
       group.writeUInt32LE(this.#groups[2 * slot]!, 0);
       group.writeUInt32LE(this.#groups[2 * slot + 1]!, 4);
@@ -174,7 +176,7 @@ export class GuessSketch {
   keepUnshared(filters: readonly GroupFilter[]): void {
     for (const { group } of filters) {
       const slot = this.#find(group.readUInt32LE(0), group.readUInt32LE(4));
-      if (slot >= 0 && this.#unshared[slot] === 0) this.#toShare(slot);
+      if (slot >= 0) this.#toShare(slot);
     }
   }
 
@@ -221,12 +223,13 @@ export class GuessSketch {
     this.#groups[2 * slot + 1] = high;
     this.#tenants[slot] = tenantId;
     this.#ones[slot] = 0;
-    this.#unshared[slot] = 0;
+    this.#unshared[slot]! &= 2;
     return slot;
   }
 
   #toShare(slot: number): void {
-    this.#unshared[slot] = 1;
-    this.#waiting.push(slot);
+    if (this.#unshared[slot] === 3) return;
+    if (this.#unshared[slot] === 0) this.#waiting.push(slot);
+    this.#unshared[slot] = 3;
   }
 }

@@ -174,6 +174,14 @@ export class Pan implements Disposable {
     return kept === 6 || this.#first6 < 0 ? this.bin : this.reveal().toString('latin1', 0, kept);
   }
 
+  /**
+   * A number that all card numbers with this truncation share, below 2^40: first six and last four digits, or where the first six are not shown
+   * brand, length and last four. For counting only; it tells no digit that `bin` and `last4` do not.
+   */
+  get group(): number {
+    return (this.#first6 < 0 ? 1_000_000 + this.#class * 20 + this.length : this.#first6) * 10_000 + this.#last4;
+  }
+
   /** The last four digits. */
   get last4(): string {
     return String(this.#last4).padStart(4, '0');

@@ -37,6 +37,8 @@ export interface TokenizeOperation {
   readonly items: readonly TokenizeItem[];
   /** Items of the call that were refused before, by code: they stand in its entry. */
   readonly refusedItems: Readonly<Record<string, number>>;
+  /** How many of these were refused for guessing. */
+  readonly guesses: number;
   readonly idempotency: { readonly keyHash: Buffer; readonly requestMac: Buffer } | null;
 }
 
@@ -335,7 +337,7 @@ function formatKey(key: string, format: TokenFormat): string {
   return `${format} ${key}`;
 }
 
-function tokenizeEntry({ action, call, decision, refusedItems }: TokenizeOperation, outcome: TokenizeOutcome): Settlement<TokenizeOutcome>['entry'] {
+function tokenizeEntry({ action, call, decision, refusedItems, guesses }: TokenizeOperation, outcome: TokenizeOutcome): Settlement<TokenizeOutcome>['entry'] {
   switch (outcome.kind) {
     case 'stored': {
       const tokens: Record<string, string[]> = {};
@@ -347,13 +349,18 @@ function tokenizeEntry({ action, call, decision, refusedItems }: TokenizeOperati
       const [only] = outcome.items;
       // A single call that fails says so as a whole; a batch call does what it can.
       const code = action === 'tokenize' && only?.kind === 'refused' ? only.code : undefined;
-      return entryOf(call, { action, decision, ...(Object.keys(tokens).length === 0 ? {} : { tokens }), ...(code === undefined && Object.keys(items).length > 0 ? { items } : {}), ...(code === undefined ? {} : { code }) });
+      return entryOf(call, { action, decision, ...(Object.keys(tokens).length === 0 ? {} : { tokens }), ...(code === undefined && Object.keys(items).length > 0 ? { items } : {}), ...guessesIn(guesses), ...(code === undefined ? {} : { code }) });
     }
     case 'refused':
-      return entryOf(call, { action, decision, code: outcome.code });
+      return entryOf(call, { action, decision, ...guessesIn(guesses), code: outcome.code });
     case 'again':
       return null;
   }
+}
+
+/** What the entry of a call says of its cards that were refused for guessing: how many, which tells this refusal from others of its code. */
+export function guessesIn(guesses: number): { readonly detail?: { readonly guesses: number } } {
+  return guesses === 0 ? {} : { detail: { guesses } };
 }
 
 function eventsOf({ operation, outcome }: Work, slot: Slot): VaultEvent[] {

@@ -10,11 +10,13 @@ import type { TokenFormat } from './card-store.ts';
 import type { Committed } from './commit.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
+import type { Guessing } from './guessing.ts';
 import { MIN_NUMERIC_DIGITS, makeNumericToken } from './numeric-token.ts';
 import type { Pan } from './pan.ts';
 import type { Decision, Policy } from './policy.ts';
 import type { Tenant, Tenants } from './tenants.ts';
 import { tokenMac } from './token-mac.ts';
+import { guessesIn } from './tokenize-store.ts';
 import type { ItemOutcome, Remedy, TokenizeItem, TokenizeOperation, TokenizeOutcome } from './tokenize-store.ts';
 import { makeToken } from './token.ts';
 import type { RandomBytes } from './token.ts';
@@ -44,6 +46,7 @@ export interface TokenizeDeps {
   readonly random: RandomBytes;
   readonly now: () => Date;
   readonly stages: StageObserver;
+  readonly guessing: Pick<Guessing, 'ask' | 'secondsToNextDay'>;
   /** Digits of a card number's head that are kept in the clear: six, or up to eight for 16 digits and more (PCI SSC FAQ 1091). */
   readonly binDigits: number;
   /** Commits through a writer whose role may tokenize. */
@@ -68,7 +71,7 @@ const maxRounds = 8;
 /**
  * Answers once the card, its token and the entry of this call are durably committed. `pan` is borrowed.
  *
- * @throws VaultError `not_authorized`, `invalid_pan` (pan null), `invalid_request`, `idempotency_conflict`, `hsm_unavailable`, and what `commit` throws.
+ * @throws VaultError `not_authorized`, `invalid_pan` (pan null), `invalid_request`, `quota_exceeded`, `idempotency_conflict`, `hsm_unavailable`, and what `commit` throws.
  */
 export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, input: TokenizeInput, idempotencyKey: string | null): Promise<TokenizeAnswer> {
   // 3. Authorize, before anything about the card number is answered.
@@ -76,15 +79,17 @@ export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, 
   const fault = faultOf(pan, input, idempotencyKey);
   if (pan === null || fault !== null) throw new VaultError(fault ?? 'invalid_pan', { facts: { decision } });
 
-  // 4. Seal and fingerprint, before any database work: the HSM never holds up a connection or a lock.
+  // 4. Fingerprint and seal, before any database work: the HSM never holds up a connection or a lock. In between a caller that guesses is told from one that does not.
   // A crash here leaves nothing behind.
   const since = performance.now();
-  const items = await sealCards(deps, tenant, [{ pan, input }]);
+  const [item] = await sealCards(deps, call, tenant, [{ pan, input }]);
   deps.stages.keyWork('seal', performance.now() - since);
+  if (item === undefined || item === null) throw new VaultError('quota_exceeded', { retryAfterSeconds: deps.guessing.secondsToNextDay(), facts: { decision, ...guessesIn(1) } });
+  const items = [item];
 
   // 5. Commit, together with whoever waits at the same moment.
   const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize', tenant, call, items, [input], idempotencyKey);
-  const [outcome] = await store(deps, { kind: 'tokenize', action: 'tokenize', call, decision, tenant, items, refusedItems: {}, idempotency }, [input]);
+  const [outcome] = await store(deps, { kind: 'tokenize', action: 'tokenize', call, decision, tenant, items, refusedItems: {}, guesses: 0, idempotency }, [input]);
   if (outcome?.kind !== 'token') throw recorded(new VaultError('internal'));
   // 6. Only now is it answered.
   return answerOf(outcome, deps.now());
@@ -114,13 +119,26 @@ export async function tokenizeBatch(deps: TokenizeDeps, call: Call, given: reado
     }
   }
   const since = performance.now();
-  const items = await sealCards(deps, tenant, good);
+  const sealed = await sealCards(deps, call, tenant, good);
   deps.stages.keyWork('seal_batch', performance.now() - since);
-  const inputs = good.map(({ input }) => input);
+  const items: TokenizeItem[] = [];
+  const inputs: TokenizeInput[] = [];
+  const stored: number[] = [];
+  for (const [at, item] of sealed.entries()) {
+    if (item === null) {
+      answers[places[at]!] = 'quota_exceeded';
+      continue;
+    }
+    items.push(item);
+    inputs.push(good[at]!.input);
+    stored.push(places[at]!);
+  }
+  const guesses = sealed.length - items.length;
+  if (guesses > 0) refusedItems['quota_exceeded'] = guesses;
   const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize/batch', tenant, call, items, inputs, idempotencyKey);
-  const outcomes = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, idempotency }, inputs);
+  const outcomes = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, guesses, idempotency }, inputs);
   const now = deps.now();
-  for (const [at, outcome] of outcomes.entries()) answers[places[at]!] = outcome.kind === 'token' ? answerOf(outcome, now) : outcome.code;
+  for (const [at, outcome] of outcomes.entries()) answers[stored[at]!] = outcome.kind === 'token' ? answerOf(outcome, now) : outcome.code;
   return answers;
 }
 
@@ -142,17 +160,22 @@ function faultOf(pan: Pan | null, input: TokenizeInput, idempotencyKey: string |
   return null;
 }
 
-async function sealCards(deps: TokenizeDeps, tenant: Tenant, cards: readonly Given[]): Promise<TokenizeItem[]> {
-  const items: TokenizeItem[] = [];
+/** The cards, ready to be stored; null for one that the caller's cap on guessing refuses. */
+async function sealCards(deps: TokenizeDeps, call: Call, tenant: Tenant, cards: readonly Given[]): Promise<(TokenizeItem | null)[]> {
+  const items: (TokenizeItem | null)[] = [];
+  const caller = call.caller!;
+  // Asked for each call, as the policies may change.
+  const exempt = deps.policy.decide(caller, 'import', null).allowed;
+  const granted = (pan: Pan, fingerprint: Buffer): boolean => deps.guessing.ask(tenant, caller.spiffeId, pan.group, fingerprint, exempt) === 'granted';
   for (let from = 0; from < cards.length; from += cardsATurn) {
     if (from > 0) await nextTurn();
     // At once, because in direct custody each is a trip to the HSM.
-    items.push(...(await guarded(async () => await Promise.all(cards.slice(from, from + cardsATurn).map((card) => sealCard(deps, tenant, card))))));
+    items.push(...(await guarded(async () => await Promise.all(cards.slice(from, from + cardsATurn).map((card) => sealCard(deps, tenant, card, granted))))));
   }
   return items;
 }
 
-async function sealCard(deps: TokenizeDeps, tenant: Tenant, { pan, input }: Given): Promise<TokenizeItem> {
+async function sealCard(deps: TokenizeDeps, tenant: Tenant, { pan, input }: Given, granted: (pan: Pan, fingerprint: Buffer) => boolean): Promise<TokenizeItem | null> {
   const { keys } = tenant;
   // Copied out of the pool: a system call for each card would cost a thirtieth of a tokenize.
   const cardId = Buffer.from(deps.random(16));
@@ -160,6 +183,8 @@ async function sealCard(deps: TokenizeDeps, tenant: Tenant, { pan, input }: Give
   // In direct custody these are promises; with keys in memory to wait for them would only cost turns.
   const computed = keys.fingerprint.compute(tenant.name, pan.reveal());
   const fingerprint = computed instanceof Promise ? await computed : computed;
+  // Known cards count as well: a guess that hits is one.
+  if (!granted(pan, fingerprint)) return null;
   const sealed = keys.cipher.seal('pan', pan.reveal(), binding);
   const sealedPan = sealed instanceof Promise ? await sealed : sealed;
   const sealedName = input.cardholder === undefined ? null : await keys.cipher.seal('name', Buffer.from(input.cardholder, 'utf8'), binding);

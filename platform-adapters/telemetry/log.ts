@@ -7,6 +7,8 @@ import { pino } from 'pino';
 /** Every field that a message may carry. */
 export interface LogFields {
   readonly role?: string;
+  /** SPIFFE id of a certificate that was verified. */
+  readonly caller?: string;
   readonly writer?: string;
   readonly request_id?: string;
   readonly kind?: string;
@@ -26,7 +28,7 @@ export interface Log {
   error(message: string, fields?: LogFields): void;
 }
 
-const allowed: readonly (keyof LogFields)[] = ['role', 'writer', 'request_id', 'kind', 'error', 'reason', 'port', 'count', 'pid', 'ms'];
+const allowed: readonly (keyof LogFields)[] = ['role', 'caller', 'writer', 'request_id', 'kind', 'error', 'reason', 'port', 'count', 'pid', 'ms'];
 
 /** A log at `level` and above. Fields beyond the allow-list are dropped even where the types were got around. */
 export function createLog(level: string, destination: { write(line: string): void } = process.stderr): Log {

@@ -60,6 +60,7 @@ async function vault(t: Test, database: FreshDatabase): Promise<Vault> {
     random: pooledRandom(),
     now: () => new Date(),
     stages: { keyWork: () => undefined },
+    guessing: { ask: () => 'granted', secondsToNextDay: () => 1 },
     commit: (operation: TokenizingOperation) => writer.commit(operation),
   } as unknown as TokenizeDeps;
   return {

@@ -17,6 +17,8 @@ import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { openFailure } from '../detokenize.ts';
 import type { DetokenizeOutcome } from '../detokenize.ts';
+import { dateOf } from '../guessing.ts';
+import { sweepGroups } from '../guessing-store.ts';
 import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
 import { loadPolicy } from '../policy.ts';
 import type { Policy } from '../policy.ts';
@@ -38,6 +40,7 @@ import type { LookUpOutcome } from '../validate.ts';
 import { connectionOf, tenantsInDatabase } from './database.ts';
 import type { DatabaseAccess } from './database.ts';
 import { readPin } from './development.ts';
+import { openGuessing } from './guessing.ts';
 import { drain, listenSecure } from './listen.ts';
 import { addGauges, readinessOf } from './readiness.ts';
 import { openWriter } from './writers.ts';
@@ -161,6 +164,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
         tenants,
         now,
         stages: metrics,
+        guessing: await openGuessing(stack, { config, connection: connectionOf(access, 'tokenize'), log, metrics, now }),
         random: pooledRandom(),
         binDigits: config.cards.bin_digits,
         commit: (operation) => (operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>,
@@ -312,6 +316,8 @@ function sweep(stack: AsyncDisposableStack, { config, access, log, index }: Work
   };
   const sweepRows = async (): Promise<void> => {
     await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs), 10_000));
+    // Two days back, so that no clock of ours is still in it.
+    await as('tokenize', (client) => sweepGroups(client, dateOf(Math.floor(now().getTime() / 86_400_000) - 1)));
     await as('detokenize', (client) => sweepQuotas(client, new Date(now().getTime() - 3_600_000)));
   };
   every(stack, 60_000, () => void sweepRows().catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })));

@@ -29,6 +29,7 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   cards: { tokenize: { select: 'all but sealed', insert: 'all', update: ['expiry', 'sealed_name', 'fingerprint', 'sealed_pan', 'status', 'row_version', 'token_mac', 'metadata'] }, detokenize: { select: 'all' } },
   tokens: { tokenize: { select: 'all', insert: 'all', update: ['status', 'row_version', 'token_mac', 'metadata', 'reusable'] }, detokenize: { select: 'all' } },
   idempotency_keys: { tokenize: { select: 'all', insert: 'all', delete: true } },
+  guessed_groups: { tokenize: { select: 'all', insert: 'all', update: ['seen', 'shared_at'], delete: true } },
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
   batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
@@ -100,6 +101,8 @@ const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
     'SELECT * FROM cards FOR UPDATE',
     "UPDATE tokens SET card_token = ''",
     'DELETE FROM tokens',
+    'UPDATE guessed_groups SET day = day',
+    'TRUNCATE guessed_groups',
     'SELECT * FROM quota_usage',
     'UPDATE key_registry SET material = mac',
     'DELETE FROM key_registry',
@@ -111,10 +114,10 @@ const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
     'ALTER TABLE batches DISABLE TRIGGER ALL',
     'SET session_replication_role = replica',
   ],
-  detokenize: ['INSERT INTO cards SELECT * FROM cards', "UPDATE cards SET status = 0", 'DELETE FROM cards', "UPDATE tokens SET status = 0", 'INSERT INTO tokens SELECT * FROM tokens', 'SELECT * FROM idempotency_keys', 'UPDATE key_registry SET state = state', 'CREATE TABLE mine (n int)', 'SET session_replication_role = replica'],
+  detokenize: ['INSERT INTO cards SELECT * FROM cards', "UPDATE cards SET status = 0", 'DELETE FROM cards', "UPDATE tokens SET status = 0", 'INSERT INTO tokens SELECT * FROM tokens', 'SELECT * FROM idempotency_keys', 'SELECT * FROM guessed_groups', 'UPDATE key_registry SET state = state', 'CREATE TABLE mine (n int)', 'SET session_replication_role = replica'],
   sequencer: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'INSERT INTO batches SELECT * FROM batches', 'INSERT INTO writers SELECT * FROM writers', 'CREATE TABLE mine (n int)'],
   relay: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'SELECT * FROM batches', 'SELECT * FROM idempotency_keys', 'CREATE TABLE mine (n int)'],
-  admin: ['SELECT 1 FROM cards', 'SELECT sealed_pan FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM quota_usage', 'UPDATE quota_usage SET used = 0', "UPDATE tenants SET name = ''", 'DELETE FROM key_registry', 'CREATE TABLE mine (n int)'],
+  admin: ['SELECT 1 FROM cards', 'SELECT sealed_pan FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM quota_usage', 'DELETE FROM guessed_groups', 'UPDATE quota_usage SET used = 0', "UPDATE tenants SET name = ''", 'DELETE FROM key_registry', 'CREATE TABLE mine (n int)'],
 };
 
 for (const role of PROCESS_ROLES) {
@@ -155,7 +158,7 @@ await t.test('a role registers writers of its own name only, and appends to thei
 
 await t.test('what a role may do, it can: each grant is one that a statement uses', async (t) => {
   await withClient(database.connect('tokenize'), async (client) => {
-    for (const statement of ['SELECT token, fingerprint, token_mac FROM cards', 'UPDATE cards SET expiry = 203001, sealed_name = NULL WHERE false', 'DELETE FROM idempotency_keys', 'SELECT * FROM batches']) await t.resolves(client.query(statement), statement);
+    for (const statement of ['SELECT token, fingerprint, token_mac FROM cards', 'UPDATE cards SET expiry = 203001, sealed_name = NULL WHERE false', 'DELETE FROM idempotency_keys', 'SELECT * FROM batches', "INSERT INTO guessed_groups AS g VALUES (1, '2026-11-24', '', '', now()) ON CONFLICT (tenant_id, day, card_group) DO UPDATE SET seen = g.seen | EXCLUDED.seen", 'DELETE FROM guessed_groups']) await t.resolves(client.query(statement), statement);
   });
   await withClient(database.connect('detokenize'), async (client) => {
     for (const statement of ['SELECT * FROM cards', 'SELECT * FROM tokens', 'DELETE FROM quota_usage']) await t.resolves(client.query(statement), statement);
