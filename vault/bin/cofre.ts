@@ -6,7 +6,7 @@ import { ConfigError, loadConfig } from '../config.ts';
 import { stringify as toYaml } from 'yaml';
 import { configurationReference } from '../config-reference.ts';
 import { initialize } from './init.ts';
-import { describe } from '../../platform-adapters/telemetry/log.ts';
+import { explain } from './explain.ts';
 import { serve } from './serve.ts';
 import { runWorkerProcess } from './workers.ts';
 
@@ -91,15 +91,6 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     if (env['COFRE_DEBUG'] === '1' && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
     return error instanceof ConfigError ? 2 : 1;
   }
-}
-
-/** The first line of a message of ours. Of Node, OpenSSL and V8 the code and the place only: their words mean little, and quote what they choke on. */
-function explain(error: unknown): string {
-  if (!(error instanceof Error)) return 'failed';
-  const { code, path, syscall } = error as NodeJS.ErrnoException;
-  if (syscall !== undefined && path !== undefined) return `${path}: cannot be used (${code ?? syscall})`;
-  const theirs = syscall !== undefined || String(code).startsWith('ERR_') || error.message === '' || [TypeError, RangeError, SyntaxError, ReferenceError, URIError].some((kind) => error instanceof kind);
-  return theirs ? `failed unexpectedly: ${describe(error)} (COFRE_DEBUG=1 tells more)` : (error.message.split('\n')[0] ?? '');
 }
 
 process.exitCode = await main(process.argv.slice(2), process.env);

@@ -14,6 +14,7 @@ import { createMetrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import type { DatabaseAccess } from './database.ts';
+import { explain } from './explain.ts';
 import { startWorker } from './worker.ts';
 
 interface Ports {
@@ -145,7 +146,7 @@ export async function runWorkerProcess(env: NodeJS.ProcessEnv): Promise<number> 
     await stopped;
   } catch (error) {
     log.error('a worker process failed', { error: describe(error) });
-    tell({ kind: 'failed', reason: error instanceof Error ? (error.message.split('\n')[0] ?? '') : 'failed' });
+    tell({ kind: 'failed', reason: explain(error) });
     process.disconnect?.();
     return 1;
   }
