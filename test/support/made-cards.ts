@@ -51,3 +51,14 @@ export function seeded(seed: number): (bound: number) => number {
     return (state >>> 0) % bound;
   };
 }
+
+/** The `serial`-th (0 to 99,999) of the numbers of a 16-digit test range that end in `last4`: what a guesser who knows both ends would try. */
+export function madeCandidate(range: (typeof TEST_RANGES)[number], last4: string, serial: number): string {
+  if (range.length !== 16 || serial >= 100_000) throw new RangeError('no such candidate');
+  // Luhn leaves one digit of the six hidden ones without a choice.
+  for (let digit = 0; digit < 10; digit++) {
+    const candidate = range.prefix + String(serial).padStart(5, '0') + String(digit) + last4;
+    if (passesLuhn(candidate)) return candidate;
+  }
+  throw new Error('Luhn has no digit for this');
+}
