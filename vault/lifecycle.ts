@@ -131,17 +131,22 @@ export async function storeLifecycle(tx: ClientBase, operations: readonly Lifecy
   const seen = asked.length === 0 ? [] : await findTokens(tx, asked.map(({ tenant }) => tenant.id), asked.map(({ token }) => token));
   const rows = await lockedRows(tx, seen);
 
-  // b. One operation after the other: several may mean one token.
+  // b. One operation after the other: several may mean one token, or one card. `over`: after it no token of the card is alive.
   const settled = operations.map((operation) => {
-    const row = rows.get(operation.tenant.id, operation.token);
-    return { operation, row, ...apply(operation, row, rows, made.at) };
+    const applied = apply(operation, rows.get(operation.tenant.id, operation.token), rows, made.at);
+    return { operation, ...applied, over: applied.outcome.kind === 'done' && isOver(rows.ofCard(applied.outcome.row), operation.tenant, made.at) };
   });
 
   // c. Cards without a living token are destroyed.
   const destroyed = await finish(tx, rows, settled.flatMap(({ outcome }) => (outcome.kind === 'done' ? [outcome.row] : [])), made.at, new Map(operations.map(({ tenant }) => [tenant.id, tenant])));
-  return settled.map(({ operation, outcome, changed }) => {
-    const gone = outcome.kind === 'done' && destroyed.has(cardId(outcome.row));
-    const final: LifecycleOutcome = gone ? { ...outcome, row: { ...outcome.row, expiry: null }, cardDestroyed: true } : outcome;
+  // Of several that ended one card's tokens the first after which none was alive has destroyed it; those before it found it standing.
+  const told = new Set<string>();
+  return settled.map(({ operation, outcome, changed, over }) => {
+    let final = outcome;
+    if (outcome.kind === 'done' && over && destroyed.has(cardId(outcome.row))) {
+      final = { kind: 'done', row: { ...outcome.row, expiry: null }, cardDestroyed: !told.has(cardId(outcome.row)) };
+      told.add(cardId(outcome.row));
+    }
     return { outcome: final, entry: lifecycleEntry(operation, final), events: final.kind === 'done' && changed ? [{ type: eventTypes[operation.action], call: operation.call, row: final.row } satisfies VaultEvent] : [] };
   });
 }
@@ -169,8 +174,16 @@ async function lockedRows(tx: ClientBase, seen: readonly TokenRow[]): Promise<Ro
   return new Rows(await findTokensOfCards(tx, [...cards.values()]));
 }
 
-/** Writes what changed, and destroys those of the cards of `touched` that have no living token. Returns which. */
-async function finish(tx: ClientBase, rows: Rows, touched: readonly TokenRow[], at: Date, tenants: ReadonlyMap<number, Tenant>): Promise<ReadonlySet<string>> {
+/**
+ * Whether none of a card's tokens is alive; with `at` null, whether each is marked as dead. A row that was tampered with says nothing: not
+ * that its token is dead either.
+ */
+function isOver(tokens: readonly TokenRow[], tenant: Tenant, at: Date | null): boolean {
+  return tokens.every((row) => row.status !== null && isDead(at === null ? row.status : effectiveStatus(row, at)) && rowIsGenuine(tenant, row));
+}
+
+/** Writes what changed, and destroys those of the cards of `touched` that are over (`isOver`). Returns which. */
+async function finish(tx: ClientBase, rows: Rows, touched: readonly TokenRow[], at: Date | null, tenants: ReadonlyMap<number, Tenant>): Promise<ReadonlySet<string>> {
   const cards = new Map(touched.map((row) => [cardId(row), row]));
   const ended: CardKey[] = [];
   const destroyed = new Set<string>();
@@ -179,8 +192,7 @@ async function finish(tx: ClientBase, rows: Rows, touched: readonly TokenRow[], 
     if (card.fingerprint.length === 0) continue;
     const tokens = rows.ofCard(card);
     const tenant = tenants.get(card.tenantId)!;
-    // A row that was tampered with says nothing: not that its token is dead either.
-    if (tokens.some((row) => !isDead(effectiveStatus(row, at)) || !rowIsGenuine(tenant, row))) continue;
+    if (!isOver(tokens, tenant, at)) continue;
     // A token past its end that the sweeper has not marked yet: its MAC must not depend on a fingerprint that is about to go.
     for (const row of tokens) if (row.status !== null && !isDead(row.status)) rows.change(tenant, row, 'expired');
     ended.push({ tenantId: card.tenantId, cardToken: card.cardToken });
@@ -208,24 +220,30 @@ export function lifecycleFailure({ action, call, decision, token, wellFormed }: 
 
 /**
  * The transaction's part of the sweeper. Tokens whose row was tampered with are left as they are: they open nothing, and whoever uses them
- * is told.
+ * is told. A card goes with the last of its tokens that is marked, so that each of them is named in an entry.
  */
 export async function storeSweep(tx: ClientBase, { tenants, limit }: SweepOperation, made: MadeIn): Promise<Settlement<SweepOutcome>> {
-  const seen = await findEnding(tx, made.at, limit);
-  const rows = await lockedRows(tx, seen);
   const byId = tenants.byId;
-  const marked: TokenRow[] = [];
-  for (const { tenantId, token } of seen) {
-    const row = rows.get(tenantId, token);
-    const tenant = byId.get(tenantId);
-    if (row === undefined || tenant === undefined || row.status === null || isDead(row.status) || effectiveStatus(row, made.at) !== 'expired' || !rowIsGenuine(tenant, row)) continue;
-    marked.push(rows.change(tenant, row, 'expired'));
+  // What cannot be marked is passed over: it would keep the sweeper from all that ended later.
+  const passed = { first: 0, further: 0 };
+  for (;;) {
+    const seen = await findEnding(tx, made.at, limit, passed);
+    if (seen.length === 0) return { outcome: { kind: 'swept', tokens: 0 }, entry: null };
+    const rows = await lockedRows(tx, seen);
+    const marked: TokenRow[] = [];
+    for (const { tenantId, token, cardToken } of seen) {
+      const row = rows.get(tenantId, token);
+      const tenant = byId.get(tenantId);
+      passed[token === cardToken ? 'first' : 'further'] += 1;
+      if (row === undefined || tenant === undefined || row.status === null || isDead(row.status) || effectiveStatus(row, made.at) !== 'expired' || !rowIsGenuine(tenant, row)) continue;
+      marked.push(rows.change(tenant, row, 'expired'));
+    }
+    if (marked.length === 0) continue;
+    const destroyed = await finish(tx, rows, marked, null, byId);
+    const tokens: Record<string, string[]> = {};
+    for (const row of marked) (tokens[destroyed.has(cardId(row)) ? 'card_destroyed' : 'expired'] ??= []).push(row.token);
+    return { outcome: { kind: 'swept', tokens: marked.length }, entry: { action: 'sweep', at: made.at, outcome: 'allowed', tokens } };
   }
-  const destroyed = await finish(tx, rows, marked, made.at, byId);
-  if (marked.length === 0) return { outcome: { kind: 'swept', tokens: 0 }, entry: null };
-  const tokens: Record<string, string[]> = {};
-  for (const row of marked) (tokens[destroyed.has(cardId(row)) ? 'card_destroyed' : 'expired'] ??= []).push(row.token);
-  return { outcome: { kind: 'swept', tokens: marked.length }, entry: { action: 'sweep', at: made.at, outcome: 'allowed', tokens } };
 }
 
 /** The entry of a round of the sweeper that broke its transaction. */

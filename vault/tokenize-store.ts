@@ -11,6 +11,7 @@ import type { CardUpdate, MadeIn, NewCard, TokenFormat, TokenRow } from './card-
 import { TransactionConflict } from './commit.ts';
 import type { Settlement } from './commit.ts';
 import type { ErrorCode } from './errors.ts';
+import { findTokensOfCards, lockCards } from './lifecycle-store.ts';
 import type { VaultEvent } from './outbox.ts';
 import type { Decision } from './policy.ts';
 import type { Tenant } from './tenants.ts';
@@ -118,8 +119,9 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
 
   // e. What each item comes to.
   const known = await knownTokens(tx, open, rows);
+  const unproven = await findUnproven(tx, open, rows);
   const writes: Writes = { furtherTokens: [], updates: new Map(), metadata: [] };
-  for (const slot of open) decide(slot, rows.get(cardKey(slot.item.card)), leaders, known, made.at, writes);
+  for (const slot of open) decide(slot, rows.get(cardKey(slot.item.card)), { leaders, known, unproven }, made.at, writes);
 
   // f. The rest of the rows.
   await write(tx, writes, made);
@@ -131,7 +133,7 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
     const { idempotency, tenant } = work.operation;
     const tokens = items.flatMap((item) => (item.kind === 'token' ? [item] : []));
     // A key that cannot tell of every item is not kept: the call may be made again once its card's row is in order.
-    if (idempotency !== null && tokens.length === items.length) used.push({ tenantId: tenant.id, ...idempotency, tokens: tokens.map(({ row }) => row.token), created: tokens.map(({ created }) => created) });
+    if (idempotency !== null && tokens.length > 0 && tokens.length === items.length) used.push({ tenantId: tenant.id, ...idempotency, tokens: tokens.map(({ row }) => row.token), created: tokens.map(({ created }) => created) });
   }
   if (used.length > 0 && (await insertIdempotencyKeys(tx, used, made.at, since)) < used.length) throw new TransactionConflict('an Idempotency-Key was used meanwhile');
 
@@ -139,7 +141,8 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
 }
 
 async function replay(tx: ClientBase, works: readonly Work[], since: Date): Promise<void> {
-  const keyed = works.filter(({ operation }) => operation.idempotency !== null);
+  // A call of which no item came this far has made nothing that could be answered again: its key stays free.
+  const keyed = works.filter(({ operation }) => operation.idempotency !== null && operation.items.length > 0);
   if (keyed.length === 0) return;
   // Of twins that use one key for the first time one goes on: one that was sent back before, or else each round another of them
   // would be sent back for the same reason.
@@ -257,6 +260,30 @@ async function knownTokens(tx: ClientBase, open: readonly Slot[], rows: Readonly
   return known;
 }
 
+/**
+ * Cards of which nothing says that this number's fingerprint is theirs: the MAC of a dead first token does not, so that one of another token
+ * that is not marked as dead must. Every card that was not destroyed has one.
+ *
+ * @throws TransactionConflict if one was destroyed since its row was read.
+ */
+async function findUnproven(tx: ClientBase, open: readonly Slot[], rows: ReadonlyMap<string, TokenRow>): Promise<Set<string>> {
+  const asked = new Map<string, { readonly row: TokenRow; readonly tenant: Tenant }>();
+  for (const { call, item } of open) {
+    const key = cardKey(item.card);
+    const row = rows.get(key);
+    if (row !== undefined && row.status !== null && isDead(row.status)) asked.set(key, { row, tenant: call.operation.tenant });
+  }
+  const unproven = new Set(asked.keys());
+  if (asked.size === 0) return unproven;
+  const tokens = Map.groupBy(await findTokensOfCards(tx, [...asked.values()].map(({ row }) => row)), (token) => `${token.tenantId}:${token.cardToken}`);
+  for (const [key, { row, tenant }] of asked) {
+    const ofCard = tokens.get(`${row.tenantId}:${row.cardToken}`) ?? [];
+    if (ofCard.some((token) => token.fingerprint.length === 0)) throw new TransactionConflict('a card was destroyed meanwhile');
+    if (ofCard.some((token) => token.status !== null && !isDead(token.status) && token.fingerprint.equals(row.fingerprint) && rowIsGenuine(tenant, token))) unproven.delete(key);
+  }
+  return unproven;
+}
+
 /** Whether a call asks for the card's token of a format, and not for one of its own. */
 function isReusable({ reuse, card }: TokenizeItem): boolean {
   return reuse && card.expiresAt === null;
@@ -270,10 +297,16 @@ function servesAgain(row: TokenRow, format: TokenFormat): boolean {
 interface Writes {
   readonly furtherTokens: FurtherToken[];
   readonly updates: Map<string, CardUpdate>;
-  readonly metadata: { readonly tenantId: number; readonly token: string; readonly metadata: string }[];
+  readonly metadata: { readonly tenantId: number; readonly token: string; readonly cardToken: string; readonly metadata: string }[];
 }
 
-function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<string, Slot>, known: Map<string, TokenRow>, at: Date, writes: Writes): void {
+interface Found {
+  readonly leaders: ReadonlyMap<string, Slot>;
+  readonly known: Map<string, TokenRow>;
+  readonly unproven: ReadonlySet<string>;
+}
+
+function decide(slot: Slot, row: TokenRow | undefined, { leaders, known, unproven }: Found, at: Date, writes: Writes): void {
   const { item } = slot;
   const { tenant } = slot.call.operation;
   const { card } = item;
@@ -284,7 +317,8 @@ function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<stri
     return;
   }
   const standing = isReusable(item) ? (servesAgain(row, card.format) ? row : known.get(formatKey(key, card.format))) : undefined;
-  if (!rowIsGenuine(tenant, row) || (standing !== undefined && standing !== row && !rowIsGenuine(tenant, standing))) {
+  // That a further token is the one to be answered with is not in its MAC; that it is dead or has an end is.
+  if (!rowIsGenuine(tenant, row) || unproven.has(key) || (standing !== undefined && standing !== row && !(rowIsGenuine(tenant, standing) && servesAgain(standing, card.format)))) {
     slot.outcome = { kind: 'refused', code: 'internal' };
     return;
   }
@@ -299,7 +333,7 @@ function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<stri
   }
   const current = writes.updates.get(key)?.expiry ?? row.expiry;
   if (standing !== undefined) {
-    if (card.metadata !== null) writes.metadata.push({ tenantId: row.tenantId, token: standing.token, metadata: card.metadata });
+    if (card.metadata !== null) writes.metadata.push({ tenantId: row.tenantId, token: standing.token, cardToken: standing.cardToken, metadata: card.metadata });
     slot.outcome = { kind: 'token', row: { ...standing, expiry: current, metadata: card.metadata ?? standing.metadata }, created: false };
     return;
   }
@@ -311,8 +345,12 @@ function decide(slot: Slot, row: TokenRow | undefined, leaders: ReadonlyMap<stri
 }
 
 async function write(tx: ClientBase, { furtherTokens, updates, metadata }: Writes, made: MadeIn): Promise<void> {
+  // Each statement below locks its cards in the order of their keys. Where there are several, one for all cards goes before them, or else
+  // two writers could wait for each other: what breaks such a circle is a second of waiting and a transaction in vain.
+  if ([furtherTokens.length, updates.size, metadata.length].filter((count) => count > 0).length > 1) await lockCards(tx, [...furtherTokens, ...updates.values(), ...metadata]);
   if (furtherTokens.length > 0) {
-    if ((await insertTokens(tx, furtherTokens, made)) < furtherTokens.length) throw new TransactionConflict('a card got a token of the same format meanwhile');
+    const sorted = furtherTokens.toSorted((a, b) => a.tenantId - b.tenantId || (a.cardToken < b.cardToken ? -1 : 1));
+    if ((await insertTokens(tx, sorted, made)) < sorted.length) throw new TransactionConflict('a card got a token of the same format meanwhile');
     const cards = new Map(furtherTokens.map((token) => [`${token.tenantId}:${token.cardToken}`, token]));
     const standing = await countStanding(tx, [...cards.values()].map((token) => token.tenantId), [...cards.values()].map((token) => token.cardToken));
     if (standing < cards.size) throw new TransactionConflict('a card was destroyed meanwhile');
@@ -321,7 +359,10 @@ async function write(tx: ClientBase, { furtherTokens, updates, metadata }: Write
   if (metadata.length > 0) {
     // The last of several stands.
     const last = new Map(metadata.map((update) => [`${update.tenantId}:${update.token}`, update]));
-    await updateTokenMetadata(tx, [...last.values()]);
+    const updated = [...last.values()];
+    await updateTokenMetadata(tx, updated);
+    const rows = await findTokens(tx, updated.map(({ tenantId }) => tenantId), updated.map(({ token }) => token));
+    if (rows.some(({ status }) => status === null || isDead(status))) throw new TransactionConflict('a token was deleted meanwhile');
   }
 }
 
