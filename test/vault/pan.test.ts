@@ -3,7 +3,7 @@ import { format, inspect } from 'node:util';
 import * as fc from 'fast-check';
 import t from 'tap';
 import { Pan, inIssuedRange, isIssuedPrefix, luhn } from '../../vault/pan.ts';
-import { TEST_RANGES, madeCard, passesLuhn, withCheckDigit } from '../support/made-cards.ts';
+import { TEST_RANGES, madeCandidate, madeCard, passesLuhn, withCheckDigit } from '../support/made-cards.ts';
 
 interface Card {
   pan: string;
@@ -146,4 +146,26 @@ t.test('every way of printing is masked', async (t) => {
       t.notOk(printed.includes(number.slice(4, -4)), 'nor its middle');
     }
   }
+});
+
+t.test('the group of a number is told by what may be shown of it, and by nothing else', async (t) => {
+  const groupOf = (digits: string): number => {
+    using pan = Pan.parse(Buffer.from(digits, 'latin1'));
+    return pan!.group;
+  };
+  const groups = new Map<string, number>();
+  for (const range of TEST_RANGES) {
+    for (let serial = 0; serial < 3000; serial += 1) {
+      const digits = madeCard(range, serial);
+      using pan = Pan.parse(Buffer.from(digits, 'latin1'));
+      const shown = pan!.bin === null ? `${pan!.brand} ${pan!.length} ${pan!.last4}` : `${pan!.bin} ${pan!.last4}`;
+      const { group } = pan!;
+      if ((groups.get(shown) ?? group) !== group) t.fail(`${shown} has two groups`);
+      groups.set(shown, group);
+      if (!Number.isInteger(group) || group < 0 || group >= 2 ** 40) t.fail('a group is not below 2^40');
+    }
+  }
+  t.equal(new Set(groups.values()).size, groups.size, 'no two of them are one');
+  t.equal(groupOf(madeCandidate(TEST_RANGES[0], '4242', 0)), groupOf(madeCandidate(TEST_RANGES[0], '4242', 99_999)));
+  t.equal(groupOf(madeCandidate(TEST_RANGES[0], '4242', 0)), 4_111_114_242);
 });
