@@ -336,7 +336,7 @@ export class GroupCommit<Operation, Outcome> {
       return rolledBack.kind === 'lost' ? rolledBack : { kind: 'committed', outcomes, receipts: [] };
     }
 
-    // 5.2 Their events and the batch of their entries, and COMMIT right behind them on the wire.
+    // 5.2 The batch of their entries and their events, and COMMIT right behind them on the wire.
     // A crash before COMMIT arrives leaves nothing; after it, everything is durable and nobody has been answered yet.
     let batch: Batch;
     try {
@@ -345,12 +345,12 @@ export class GroupCommit<Operation, Outcome> {
       return await this.#rollBack(session, error);
     }
     const events = this.#options.outbox ? outcomes.flatMap((settlement) => settlement.events ?? []) : [];
-    const stored = events.length === 0 ? null : quiet(insertEvents(tx, made, events));
     const appended = quiet(this.#chain.append(tx, batch));
+    const stored = events.length === 0 ? null : quiet(insertEvents(tx, made, events));
     const committed = quiet(tx.query('COMMIT'));
     try {
-      await stored;
       await appended;
+      await stored;
     } catch (error) {
       if (!session.alive() || classify(error) === 'lost') return { kind: 'commit_unknown', error, batch, outcomes };
       // One of the two was refused, so COMMIT behind them can only have rolled back.

@@ -20,7 +20,7 @@ export interface VaultEvent {
 
 /**
  * One row for all events of a transaction, as a JSON array in the order of the calls:
- * `{type, subject (the token), tenant, data}`, to which a relay adds CloudEvents 1.0's `id` (writer, number and place in the array,
+ * `{type, subject (the token, or the card's id for `card.updated`), tenant, data}`, to which a relay adds CloudEvents 1.0's `id` (writer, number and place in the array,
  * unique for ever), `time` and `source`.
  */
 export async function insertEvents(tx: ClientBase, made: MadeIn, events: readonly VaultEvent[]): Promise<void> {
@@ -32,5 +32,6 @@ export async function insertEvents(tx: ClientBase, made: MadeIn, events: readonl
 }
 
 function render({ type, call, row }: VaultEvent, at: Date): object {
-  return { type, subject: row.token, tenant: call.caller?.tenant, data: { ...viewOf(row, at), caller: call.caller?.spiffeId, request_id: call.requestId } };
+  const view = viewOf(row, at);
+  return { type, subject: type === 'card.updated' ? view.card_id : view.token, tenant: call.caller?.tenant, data: { ...view, caller: call.caller?.spiffeId, request_id: call.requestId } };
 }

@@ -36,6 +36,7 @@ export class Refusals {
   /** By SPIFFE id; '' for callers that cannot be told. Bounded by the certificates that our authority gave out. */
   readonly #tallies = new Map<string, Tally>();
   readonly #timer: NodeJS.Timeout;
+  #running: Promise<void> = Promise.resolve();
 
   constructor(options: RefusalOptions) {
     this.#options = options;
@@ -65,17 +66,26 @@ export class Refusals {
     await this.#sumUp(true);
   }
 
-  async #sumUp(all: boolean): Promise<void> {
+  /** One round at a time: what one of them writes, no other does. */
+  #sumUp(all: boolean): Promise<void> {
+    this.#running = this.#running.then(() => this.#round(all));
+    return this.#running;
+  }
+
+  async #round(all: boolean): Promise<void> {
     const time = this.#options.now().getTime();
     // A clock that was set back does not keep a caller's minute open for longer.
     const due = [...this.#tallies].filter(([, { since }]) => all || Math.abs(time - since.getTime()) >= minuteMs);
     for (const [key, tally] of due) {
-      this.#tallies.delete(key);
-      if (tally.summed.size > 0) await this.#write(tally);
+      if (tally.summed.size === 0) this.#tallies.delete(key);
+      else await this.#write(key, tally);
     }
   }
 
-  async #write({ since, call, summed }: Tally): Promise<void> {
+  async #write(key: string, tally: Tally): Promise<void> {
+    const { since, call, summed } = tally;
+    // From here on the caller's refusals are of its next minute.
+    this.#tallies.delete(key);
     const counts = Object.fromEntries(summed);
     const total = [...summed.values()].reduce((sum, count) => sum + count, 0);
     const { caller } = call;
@@ -88,10 +98,10 @@ export class Refusals {
         detail: { ...counts, since: since.toISOString(), total },
       });
     } catch {
-      // The log takes nothing just now. The counts go into the caller's next minute.
-      const later = this.#tallies.get(caller?.spiffeId ?? '');
-      if (later === undefined) this.#tallies.set(caller?.spiffeId ?? '', { since, call, entries: 0, summed });
-      else for (const [code, count] of summed) later.summed.set(code, (later.summed.get(code) ?? 0) + count);
+      // The log takes nothing just now: tried again in the next round, with what came meanwhile. The minute's entries stay used up.
+      const later = this.#tallies.get(key);
+      for (const [code, count] of later?.summed ?? []) summed.set(code, (summed.get(code) ?? 0) + count);
+      this.#tallies.set(key, { since, call, entries: tally.entries + (later?.entries ?? 0), summed });
     }
   }
 }

@@ -163,5 +163,9 @@ export async function addOpenApi(app: FastifyInstance, version: string): Promise
     },
     transform: ({ schema, url, route }) => ({ schema: route.config?.documentedBody === undefined ? schema : { ...schema, body: route.config.documentedBody }, url }),
   });
-  app.get('/openapi.json', { config: facts('openapi', 'none', false), schema: { hide: true } }, async (_request, reply) => await reply.type('application/json').send(JSON.stringify(app.swagger())));
+  let description: string | null = null;
+  app.get('/openapi.json', { config: facts('openapi', 'none', false), schema: { hide: true } }, async (_request, reply) => {
+    description ??= JSON.stringify(app.swagger());
+    return await reply.type('application/json').send(description);
+  });
 }

@@ -42,8 +42,12 @@ declare module 'fastify' {
     /** The card numbers of the body; wiped by whoever ends the request. */
     taken: TakenCards | null;
     outcomeCode: ErrorCode | null;
-    /** Gives back the caller's place among the requests under way; to be called when the answer is made. */
-    leave: (() => void) | null;
+    /** Whether its connection ends with its answer. */
+    closing: boolean;
+    /** To be called when the answer is made: see `Admission`. */
+    dealtWith: () => void;
+    /** Calls back once the answer has left, or cannot any more. */
+    whenGone: (then: () => void) => void;
   }
 }
 
@@ -79,7 +83,13 @@ const traceparent = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/u;
 /** A listener without routes: `vault/routes.ts` adds them. Does not listen yet. */
 export function createServer(options: ServerOptions): FastifyInstance {
   const { tls, revocation, observer, now, trustDomain } = options;
-  const admission = new Admission(options.maxRequestsPerCaller);
+  const admission = new Admission(options.maxRequestsPerCaller, (socket) => {
+    try {
+      return callerOf(socket as TLSSocket, trustDomain).spiffeId;
+    } catch {
+      return '';
+    }
+  });
   let draining = false;
 
   const app = Fastify({
@@ -137,15 +147,19 @@ export function createServer(options: ServerOptions): FastifyInstance {
     socket.destroy();
   });
   tls.attach(app.server);
+  app.server.on('secureConnection', (socket) => admission.connected(socket));
   app.decorateRequest('call', null as unknown as Call);
   app.decorateRequest('taken', null);
   app.decorateRequest('outcomeCode', null);
-  app.decorateRequest('leave', null);
+  app.decorateRequest('closing', false);
+  app.decorateRequest('dealtWith', null as unknown as () => void);
+  app.decorateRequest('whenGone', null as unknown as (then: () => void) => void);
 
   /** Step 1. Also refuses what may not stand in a URL or a header, or a body where none belongs. */
   async function identify(request: FastifyRequest, reply: FastifyReply): Promise<void> {
     reply.header('cache-control', 'no-store').header('x-request-id', request.id);
-    if (draining) reply.header('connection', 'close');
+    request.dealtWith = () => admission.dealtWith(request.raw);
+    request.whenGone = (then) => admission.whenGone(request.raw, then);
     const facts = factsOf(request);
     const socket = request.raw.socket as TLSSocket;
     const at = now();
@@ -160,11 +174,10 @@ export function createServer(options: ServerOptions): FastifyInstance {
     request.call = { requestId: request.id, at, caller, from: socket.remoteAddress ?? '' };
     const standing = revocation.check(caller, at);
     if (standing !== 'good') {
+      request.closing = true;
       reply.header('connection', 'close');
       throw new VaultError('not_authorized', { cause: new Error(`the certificate is ${standing}`) });
     }
-    request.leave = admission.enter(caller.spiffeId);
-    if (request.leave === null) throw new VaultError('overloaded');
     // RFC 9112 section 3.2: one Host, and no more. A trailer would be a header that nobody has looked at.
     const hosts = request.raw.rawHeaders.filter((name, index) => index % 2 === 0 && name.length === 4 && name.toLowerCase() === 'host').length;
     if (hosts > 1 || (hosts === 0 && request.raw.httpVersion === '1.1') || request.raw.headers.trailer !== undefined) throw new VaultError('invalid_request');
@@ -201,7 +214,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     try {
       await refuse(error, request, reply);
     } finally {
-      request.leave?.();
+      admission.dealtWith(request.raw);
     }
   }
   async function refuse(error: unknown, request: FastifyRequest, reply: FastifyReply): Promise<void> {
@@ -236,8 +249,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
     request.outcomeCode = refusal.code;
     const { problem, retryAfterSeconds } = renderProblem(refusal, request.id);
     if (retryAfterSeconds !== undefined) reply.header('retry-after', retryAfterSeconds);
-    // What is left of a refused body is thrown away by readBody; the connection is not used again.
+    // What is left of a refused body is thrown away by readBody; the connection is not used again. Fastify would say so of every body that a parser refused.
     if (refusal.code === 'payload_too_large') reply.header('connection', 'close');
+    else if (request.raw.complete && !request.closing) reply.removeHeader('connection');
     reply.code(problem.status).type('application/problem+json').serializer(JSON.stringify);
     await reply.send(problem);
   }
@@ -256,8 +270,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
     await answerError(new VaultError('not_found'), request, reply);
   });
 
-  app.addHook('onSend', async (request) => {
-    request.leave?.();
+  app.addHook('onSend', async (request, reply) => {
+    admission.dealtWith(request.raw);
+    if (draining) reply.header('connection', 'close');
   });
   app.addHook('onResponse', async (request, reply) => {
     request.taken?.[Symbol.dispose]();
@@ -265,6 +280,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
   });
   app.addHook('preClose', async () => {
     draining = true;
+    // Node no longer looks for late requests on a server that closes.
+    admission.closeWaiting(false);
+    setTimeout(() => admission.closeWaiting(true), options.requestTimeoutMs).unref();
   });
   return app;
 }
@@ -276,24 +294,24 @@ export function createServer(options: ServerOptions): FastifyInstance {
  */
 export function sendSecret(request: FastifyRequest, reply: FastifyReply, body: Buffer): void {
   reply.hijack();
-  request.leave?.();
+  request.dealtWith();
   const { raw } = reply;
   const wipe = (): void => {
     body.fill(0);
   };
   raw.once('finish', wipe);
-  raw.once('close', wipe);
-  // An answer whose turn never comes is not told that its connection closed; its request is.
-  request.raw.once('close', () => {
-    if (raw.socket === null) wipe();
-  });
+  request.whenGone(wipe);
   if (raw.destroyed || request.raw.socket.destroyed) return wipe();
   const send = (): void => {
     raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), 'content-type': 'application/json; charset=utf-8', 'content-length': body.length });
     raw.flushHeaders();
-    raw.end(body);
+    const { socket } = raw;
+    // Whatever waits in front of the body (the head behind a 100 Continue) would be sent in one write with it.
+    if (waited && socket !== null && socket.writableLength > 0) socket.write('', () => raw.end(body));
+    else raw.end(body);
   };
-  if (raw.socket === null) raw.once('socket', send);
+  const waited = raw.socket === null;
+  if (waited) raw.once('socket', send);
   else send();
 }
 

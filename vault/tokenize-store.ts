@@ -325,9 +325,8 @@ function decide(slot: Slot, row: TokenRow | undefined, { leaders, known, unprove
   // The card was known, but not when its name's seal was checked: another writer has just made it.
   if (card.sealedName !== null && !item.nameSealedFor.equals(row.cardId)) throw new TransactionConflict('a card came to be between two statements');
   // A newer expiry or cardholder updates the card; the last of several in one transaction stands.
-  const expiry = card.expiry !== null && card.expiry !== row.expiry ? card.expiry : null;
   const earlier = writes.updates.get(key);
-  slot.updated = expiry !== null || card.sealedName !== null;
+  slot.updated = (card.expiry !== null && card.expiry !== (earlier?.expiry ?? row.expiry)) || card.sealedName !== null;
   if (slot.updated || earlier !== undefined) {
     writes.updates.set(key, { tenantId: row.tenantId, cardToken: row.cardToken, expiry: card.expiry ?? earlier?.expiry ?? null, sealedName: card.sealedName ?? earlier?.sealedName ?? null });
   }
@@ -408,5 +407,5 @@ function eventsOf({ operation, outcome }: Work, slot: Slot): VaultEvent[] {
   if (outcome?.kind !== 'stored' || slot.outcome?.kind !== 'token') return [];
   const { call } = operation;
   const { row, created } = slot.outcome;
-  return [...(slot.updated ? [{ type: 'card.updated', call, row } as const] : []), ...(created ? [{ type: 'token.created', call, row } as const] : [])];
+  return [...(created ? [{ type: 'token.created', call, row } as const] : []), ...(slot.updated ? [{ type: 'card.updated', call, row } as const] : [])];
 }

@@ -70,6 +70,33 @@ t.test('what was counted is written at the end', async (t) => {
   t.equal(vault.entries.length, 4);
 });
 
+t.test('a sum that takes its time to be written is written once, and what comes meanwhile is not lost', async (t) => {
+  const entries: Entry[] = [];
+  let time = start;
+  const refusals = new Refusals({
+    entriesPerMinute: 0,
+    now: () => new Date(time),
+    write: async (entry) => {
+      await sleep(1200);
+      entries.push(entry);
+    },
+    summed: () => undefined,
+  });
+  const refuse = async (service: string, times: number): Promise<void> => {
+    for (let n = 0; n < times; n += 1) await refusals.record({ ...calls(service), at: new Date(time) }, 'tokenize', new VaultError('not_found'));
+  };
+  for (const service of ['a', 'b', 'c']) await refuse(service, 10);
+  time += 60_000;
+  await sleep(1500);
+  for (const service of ['a', 'b', 'c']) await refuse(service, 5);
+  await sleep(2500);
+  await refusals.close();
+  const totals: Record<string, number> = {};
+  for (const { caller, detail } of entries) totals[caller!.split('/').at(-1)!] = (totals[caller!.split('/').at(-1)!] ?? 0) + (detail!['total'] as number);
+  t.same(totals, { a: 15, b: 15, c: 15 });
+  t.equal(new Set(entries.map(({ caller, detail }) => `${caller} ${detail!['since']}`)).size, entries.length, 'no minute of a caller is told twice');
+});
+
 t.test('a refusal whose entry cannot be written says so, and counts that cannot be written are not lost', async (t) => {
   const vault = new Vault();
   t.teardown(() => vault.refusals.close());

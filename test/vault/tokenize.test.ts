@@ -167,7 +167,7 @@ t.test('a new token and an updated card are events, with what a token\'s own met
   t.same(events.map(({ type, subject, tenant }) => ({ type, subject, tenant })), [
     { type: 'token.created', subject: first.token, tenant: 'acme' },
     { type: 'token.created', subject: second.token, tenant: 'acme' },
-    { type: 'card.updated', subject: first.token, tenant: 'acme' },
+    { type: 'card.updated', subject: first.card_id, tenant: 'acme' },
   ]);
   const { created: _, ...view } = first;
   const { request_id: request, ...data } = events[0]!.data;
@@ -180,4 +180,26 @@ t.test('a new token and an updated card are events, with what a token\'s own met
   t.notOk(JSON.stringify(events).includes(digits.toString('latin1')), 'nor the card number');
   const batches = await rows(database, "SELECT 1 FROM outbox o JOIN batches b ON b.writer = o.writer AND b.number = o.number AND b.kind = 0 AND b.formed_at = o.made_at");
   t.equal(batches.length, 3, 'each beside the batch that tells of it');
+});
+
+t.test('the last event of a card says what its row says, whatever came in which order in one transaction', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  await Promise.all(['2030-01', '2031-02', '2030-01'].map((expiry) => tokenize(1, { expiry })));
+  await Promise.all([tokenize(1, { expiry: '2032-01' }), tokenize(1, { reuse: false, expiry: '2033-01' }, 'a key')]);
+  const events = (await rows(database, 'SELECT event FROM outbox o, json_array_elements(o.events) WITH ORDINALITY AS e(event, place) ORDER BY number, place')).map((row) => row['event'] as { type: string; data: { expiry: string } });
+  t.same(events.map(({ type, data }) => [type, data.expiry]), [
+    ['token.created', '2030-01'], ['card.updated', '2031-02'], ['card.updated', '2030-01'],
+    ['card.updated', '2032-01'], ['token.created', '2033-01'], ['card.updated', '2033-01'],
+  ]);
+  t.same(await rows(database, 'SELECT expiry FROM cards'), [{ expiry: 203_301 }]);
+});
+
+t.test('nobody leaves events where a writer has yet to come', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  await tokenize(1);
+  await withClient(database.connect('tokenize'), async (client) => {
+    for (const number of ['-1', '7']) await t.rejects(client.query(`INSERT INTO outbox SELECT writer, ${number}, now(), '[]' FROM writers`), { code: '23503' }, number);
+  });
 });

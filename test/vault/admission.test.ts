@@ -1,0 +1,175 @@
+/** Over a real HTTP server: what counts as under way, and until when. */
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { connect, type AddressInfo, type Socket } from 'node:net';
+import t, { type Test } from 'tap';
+import { Admission } from '../../vault/admission.ts';
+
+const maxPerCaller = 3;
+const get = (name: string): string => `GET /${encodeURIComponent(name)} HTTP/1.1\r\nHost: x\r\n\r\n`;
+
+interface Server {
+  readonly admission: Admission;
+  /** Requests that were let in, by their path; nobody answers them but the test. */
+  readonly admitted: Map<string, { request: IncomingMessage; response: ServerResponse }>;
+  connect(): Promise<Socket>;
+  /** Resolves once a request of that path was let in. */
+  until(name: string): Promise<{ request: IncomingMessage; response: ServerResponse }>;
+}
+
+async function serve(t: Test): Promise<Server> {
+  const admission = new Admission(maxPerCaller, () => 'caller');
+  const admitted = new Map<string, { request: IncomingMessage; response: ServerResponse }>();
+  let told = (): void => undefined;
+  const server = createServer((request, response) => {
+    if (!admission.admit(request, response)) return;
+    admitted.set(decodeURIComponent(request.url!.slice(1)), { request, response });
+    told();
+  });
+  server.on('connection', (socket) => admission.connected(socket));
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const sockets: Socket[] = [];
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  return {
+    admission,
+    admitted,
+    async connect() {
+      const socket = connect((server.address() as AddressInfo).port, '127.0.0.1').on('error', () => undefined);
+      sockets.push(socket);
+      await once(socket, 'connect');
+      return socket;
+    },
+    async until(name) {
+      while (!admitted.has(name)) await new Promise<void>((done) => (told = done));
+      return admitted.get(name)!;
+    },
+  };
+}
+
+/** The status of the next answer on a connection. */
+async function status(socket: Socket): Promise<string> {
+  const [chunk] = (await once(socket, 'data')) as [Buffer];
+  return /^HTTP\/1\.1 (\d{3})/u.exec(chunk.toString('latin1'))?.[1] ?? 'none';
+}
+
+/** Asks on a connection of its own whether there is a place, and gives it back. */
+async function hasPlace(server: Server, name: string): Promise<boolean> {
+  const socket = await server.connect();
+  socket.write(get(name));
+  const refused = await Promise.race([status(socket).then((code) => code === '503'), server.until(name).then(() => false)]);
+  if (!refused) {
+    const { request, response } = server.admitted.get(name)!;
+    server.admission.dealtWith(request);
+    response.end();
+    await once(response, 'close');
+  }
+  socket.destroy();
+  return !refused;
+}
+
+t.test('a place is taken from the head of a request until it is dealt with and its answer has left', async (t) => {
+  const server = await serve(t);
+  const held = [];
+  for (const name of ['a', 'b', 'c']) {
+    (await server.connect()).write(get(name));
+    held.push(await server.until(name));
+  }
+  t.notOk(await hasPlace(server, 'no place'));
+  const [first] = held;
+  server.admission.dealtWith(first!.request);
+  t.notOk(await hasPlace(server, 'made, not sent'), 'an answer that has not left holds its place');
+  first!.response.end();
+  await once(first!.response, 'close');
+  t.ok(await hasPlace(server, 'sent'));
+  server.admission.dealtWith(first!.request);
+  server.admission.dealtWith(first!.request);
+  (await server.connect()).write(get('d'));
+  await server.until('d');
+  t.notOk(await hasPlace(server, 'still three'), 'to be told twice gives nothing twice');
+});
+
+t.test('a client that went away holds its place until its request is dealt with', async (t) => {
+  const server = await serve(t);
+  const sockets = [];
+  for (const name of ['a', 'b', 'c']) {
+    const socket = await server.connect();
+    socket.write(get(name));
+    await server.until(name);
+    sockets.push(socket);
+  }
+  const { request, response } = server.admitted.get('a')!;
+  sockets[0]!.destroy();
+  await once(response, 'close');
+  t.notOk(await hasPlace(server, 'gone, at work'));
+  server.admission.dealtWith(request);
+  t.ok(await hasPlace(server, 'dealt with'));
+});
+
+t.test('answers that wait behind another are gone with their connection', async (t) => {
+  const server = await serve(t);
+  const socket = await server.connect();
+  socket.write(get('a') + get('b') + get('c'));
+  await server.until('c');
+  for (const { request } of server.admitted.values()) server.admission.dealtWith(request);
+  t.notOk(await hasPlace(server, 'all taken'));
+  socket.destroy();
+  await once(server.admitted.get('a')!.response, 'close');
+  for (let n = 0; n < maxPerCaller; n += 1) {
+    (await server.connect()).write(get(`again ${n}`));
+    await server.until(`again ${n}`).catch(() => undefined);
+  }
+  t.equal([...server.admitted.keys()].filter((name) => name.startsWith('again')).length, maxPerCaller, 'all three places');
+});
+
+t.test('who waits for each answer may go on after a refusal, who pipelines is cut off', async (t) => {
+  const server = await serve(t);
+  for (const name of ['a', 'b']) {
+    (await server.connect()).write(get(name));
+    await server.until(name);
+  }
+  const pipelining = await server.connect();
+  pipelining.write(get('c') + get('refused') + get('unheard'));
+  const { request, response } = await server.until('c');
+  const polite = await server.connect();
+  polite.write(get('refused too'));
+  t.equal(await status(polite), '503');
+  server.admission.dealtWith(request);
+  const received: Buffer[] = [];
+  pipelining.on('data', (chunk: Buffer) => received.push(chunk));
+  const closed = once(pipelining, 'close');
+  response.end('answer of c');
+  await closed;
+  const text = Buffer.concat(received).toString('latin1');
+  t.match(text, /^HTTP\/1\.1 200 [\s\S]*HTTP\/1\.1 503 [\s\S]*connection: close[\s\S]*"code":"overloaded"/iu);
+  t.equal(text.match(/HTTP\/1\.1/gu)?.length, 2, 'what came behind is not answered');
+  t.notOk(server.admitted.has('unheard'));
+  polite.write(get('polite'));
+  await server.until('polite');
+  t.pass('the other goes on');
+});
+
+t.test('at the end connections that the vault owes nothing are closed, and those with a request that has not come whole if asked', async (t) => {
+  const server = await serve(t);
+  const [idle, half, asking, waiting] = await Promise.all([server.connect(), server.connect(), server.connect(), server.connect()]);
+  half.write('GET /half HTTP');
+  asking.write('POST /asking HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc');
+  waiting.write(get('waiting'));
+  await server.until('asking');
+  await server.until('waiting');
+  const closed = [once(idle.resume(), 'close'), once(half.resume(), 'close')];
+  server.admission.closeWaiting(false);
+  await Promise.all(closed);
+  t.notOk(asking.destroyed || waiting.destroyed);
+  const third = once(asking.resume(), 'close');
+  server.admission.closeWaiting(true);
+  await third;
+  const { request, response } = server.admitted.get('waiting')!;
+  server.admission.dealtWith(request);
+  const answered = status(waiting);
+  response.end();
+  t.equal(await answered, '200', 'who is owed an answer gets it');
+});
