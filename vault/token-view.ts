@@ -47,9 +47,22 @@ export function viewOf(row: TokenRow, now: Date): TokenView {
     last4: row.last4,
     length: row.panLength,
     expiry: expiryText(row.expiry),
-    created_at: row.createdAt.toISOString(),
-    expires_at: row.expiresAt?.toISOString() ?? null,
+    created_at: isoText(row.createdAt),
+    expires_at: row.expiresAt === null ? null : isoText(row.expiresAt),
   };
+}
+
+let lastTime = Number.NaN;
+let lastText = '';
+
+/** The tokens of a batch were made in one moment. */
+function isoText(moment: Date): string {
+  const time = moment.getTime();
+  if (time !== lastTime) {
+    lastText = moment.toISOString();
+    lastTime = time;
+  }
+  return lastText;
 }
 
 /** The public name of a card: `card_` and its 16 random bytes in hex. */

@@ -65,6 +65,8 @@ export const idempotencyWindowMs = 24 * 60 * 60 * 1000;
 interface Slot {
   readonly call: Work;
   readonly item: TokenizeItem;
+  /** `cardKey`, made once: of a batch each costs as much as the rest of its bookkeeping. */
+  readonly key: string;
   outcome: ItemOutcome | null;
   /** Whether it gave a known card a newer expiry or cardholder. */
   updated: boolean;
@@ -85,7 +87,7 @@ interface Work {
 export async function storeTokenize(tx: ClientBase, operations: readonly TokenizeOperation[], made: MadeIn): Promise<Settlement<TokenizeOutcome>[]> {
   const works = operations.map((operation): Work => {
     const work: Work = { operation, slots: [], outcome: null };
-    for (const item of operation.items) work.slots.push({ call: work, item, outcome: null, updated: false });
+    for (const item of operation.items) work.slots.push({ call: work, item, key: cardKey(item.card), outcome: null, updated: false });
     return work;
   });
   const since = new Date(made.at.getTime() - idempotencyWindowMs);
@@ -101,19 +103,19 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
   const open = works.flatMap((work) => (work.outcome === null ? work.slots : []));
   const leaders = new Map<string, Slot>();
   for (const slot of open) {
-    const id = cardKey(slot.item.card);
-    if (!leaders.has(id)) leaders.set(id, slot);
+    if (!leaders.has(slot.key)) leaders.set(slot.key, slot);
   }
   const rows = new Map<string, TokenRow>();
   if (leaders.size > 0) {
-    const fresh = [...leaders.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, slot]) => slot.item.card);
-    const inserted = await insertCards(tx, fresh, made);
+    const fresh = [...leaders.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, slot]) => slot);
+    const cards = fresh.map(({ item }) => item.card);
+    const inserted = await insertCards(tx, cards, made);
     // d. In the common case all are new, and nothing needs to be read back.
     if (inserted < fresh.length) {
-      const standing = await findByFingerprint(tx, fresh.map((card) => card.tenantId), fresh.map((card) => card.fingerprint));
+      const standing = await findByFingerprint(tx, cards.map((card) => card.tenantId), cards.map((card) => card.fingerprint));
       for (const row of standing) rows.set(`${row.tenantId}:${row.fingerprint.toString('latin1')}`, row);
     } else {
-      for (const card of fresh) rows.set(cardKey(card), rowOfNew(card, made.at));
+      for (const { key, item } of fresh) rows.set(key, rowOfNew(item.card, made.at));
     }
   }
 
@@ -121,7 +123,7 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
   const known = await knownTokens(tx, open, rows);
   const unproven = await findUnproven(tx, open, rows);
   const writes: Writes = { furtherTokens: [], updates: new Map(), metadata: [] };
-  for (const slot of open) decide(slot, rows.get(cardKey(slot.item.card)), { leaders, known, unproven }, made.at, writes);
+  for (const slot of open) decide(slot, rows.get(slot.key), { leaders, known, unproven }, made.at, writes);
 
   // f. The rest of the rows.
   await write(tx, writes, made);
@@ -219,8 +221,7 @@ async function findRemedies(tx: ClientBase, works: readonly Work[]): Promise<voi
     // What this call would add; kept only if it goes on.
     const ids = new Map<string, Buffer>();
     const tokens = new Set<string>();
-    const remedies = work.slots.map(({ item: { card, nameSealedFor } }): Remedy | null => {
-      const key = cardKey(card);
+    const remedies = work.slots.map(({ key, item: { card, nameSealedFor } }): Remedy | null => {
       const cardId = cardIds.get(key) ?? ids.get(key) ?? card.cardId;
       ids.set(key, cardId);
       const token = `${card.tenantId}:${card.token}`;
@@ -243,9 +244,8 @@ const numericLock = 0x636f6672;
 /** The tokens that calls for known cards may be answered with, by card and format, where that is not the card's first token. */
 async function knownTokens(tx: ClientBase, open: readonly Slot[], rows: ReadonlyMap<string, TokenRow>): Promise<Map<string, TokenRow>> {
   const wanted = new Map<string, { tenantId: number; cardToken: string; format: TokenFormat; key: string }>();
-  for (const { item } of open) {
+  for (const { key, item } of open) {
     const { card } = item;
-    const key = cardKey(card);
     const row = rows.get(key);
     if (row === undefined || row.token === card.token || !isReusable(item) || servesAgain(row, card.format)) continue;
     wanted.set(formatKey(key, card.format), { tenantId: row.tenantId, cardToken: row.cardToken, format: card.format, key });
@@ -307,13 +307,12 @@ interface Found {
 }
 
 function decide(slot: Slot, row: TokenRow | undefined, { leaders, known, unproven }: Found, at: Date, writes: Writes): void {
-  const { item } = slot;
+  const { item, key } = slot;
   const { tenant } = slot.call.operation;
   const { card } = item;
-  const key = cardKey(card);
   if (row === undefined) throw new TransactionConflict('a card vanished between two statements');
   if (row.token === card.token && leaders.get(key) === slot) {
-    slot.outcome = { kind: 'token', row: rowOfNew(card, at), created: true };
+    slot.outcome = { kind: 'token', row: row.createdAt === at ? row : rowOfNew(card, at), created: true };
     return;
   }
   const standing = isReusable(item) ? (servesAgain(row, card.format) ? row : known.get(formatKey(key, card.format))) : undefined;

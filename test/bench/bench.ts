@@ -22,6 +22,8 @@ const help = `npm run bench -- [options]
   --quick             2 rounds of 2 seconds, 64 connections: a check, not a measurement
   --warmup N          seconds of load before each counted time (1)
   --known N           cards behind known, detokenize and validate (20000)
+  --workers N         serving processes of the vault (1)
+  --custody NAME      envelope or direct (envelope)
   --bare-pool N       database connections of a bare process (16)
   --bare-processes N  processes of the bare server (1)
   --json FILE         every round, as JSON
@@ -53,6 +55,8 @@ interface Options {
   readonly connections: readonly number[];
   readonly scenarios: readonly ScenarioName[];
   readonly targets: readonly string[];
+  readonly workers: number;
+  readonly custody: 'envelope' | 'direct';
   readonly barePool: number;
   readonly bareProcesses: number;
   readonly json: string | undefined;
@@ -66,7 +70,7 @@ function readOptions(): Options | null {
     options: {
       seconds: { type: 'string' }, rounds: { type: 'string' }, warmup: { type: 'string' }, known: { type: 'string' }, connections: { type: 'string' },
       only: { type: 'string' }, target: { type: 'string' }, quick: { type: 'boolean', default: false }, 'bare-pool': { type: 'string' }, 'bare-processes': { type: 'string' },
-      json: { type: 'string' }, keep: { type: 'boolean', default: false }, help: { type: 'boolean', default: false },
+      workers: { type: 'string' }, custody: { type: 'string' }, json: { type: 'string' }, keep: { type: 'boolean', default: false }, help: { type: 'boolean', default: false },
     },
   });
   if (values.help) return null;
@@ -79,10 +83,12 @@ function readOptions(): Options | null {
   if (scenarios.some((name) => !(allScenarios as readonly string[]).includes(name))) throw new UsageError('--only names an unknown scenario: see --help');
   const targets = values.target?.split(',') ?? ['real', 'bare'];
   if (targets.some((name) => name !== 'real' && name !== 'bare')) throw new UsageError('--target names an unknown target: see --help');
+  const custody = values.custody ?? 'envelope';
+  if (custody !== 'envelope' && custody !== 'direct') throw new UsageError('--custody is envelope or direct');
   const connections = values.connections?.split(',').map((text) => number(text, 0, 1)) ?? (values.quick ? [fixedConnections] : [1, 64, 256]);
   return {
     seconds: number(values.seconds, values.quick ? 2 : 5, 0.1), rounds: number(values.rounds, values.quick ? 2 : 5, 1), warmup: number(values.warmup, 1, 0), known: number(values.known, values.quick ? 2000 : 20_000, 1),
-    connections, scenarios: scenarios as ScenarioName[], targets, barePool: number(values['bare-pool'], 16, 1), bareProcesses: number(values['bare-processes'], 1, 1), json: values.json, keep: values.keep,
+    workers: number(values.workers, 1, 1), custody, connections, scenarios: scenarios as ScenarioName[], targets, barePool: number(values['bare-pool'], 16, 1), bareProcesses: number(values['bare-processes'], 1, 1), json: values.json, keep: values.keep,
   };
 }
 
@@ -102,7 +108,7 @@ async function main(options: Options, stack: AsyncDisposableStack): Promise<bool
     if (!options.targets.includes(name)) return null;
     progress(`starting ${name} …`);
     const home = join(folder, name);
-    const target = name === 'real' ? await startReal(home) : await startBare(home, { pool: options.barePool, processes: options.bareProcesses });
+    const target = name === 'real' ? await startReal(home, { workers: options.workers, custody: options.custody }) : await startBare(home, { pool: options.barePool, processes: options.bareProcesses });
     stack.defer(() => target.stop());
     const client = startLoadClient();
     stack.defer(() => client.close());

@@ -31,11 +31,22 @@ const stopSeconds = 20;
 /** Whether this clone has a vault to start. */
 export const hasVault = (): boolean => existsSync(vaultProgram);
 
+export interface RealOptions {
+  /** Without root, only a dumpable process's memory can be searched. */
+  readonly dumpable?: boolean;
+  /** Serving processes. */
+  readonly workers?: number;
+  readonly custody?: 'envelope' | 'direct';
+  /** More of `cofre.config.yaml`. */
+  readonly config?: object;
+}
+
 /** Starts `cofre serve` on a fresh COFRE_HOME and resolves once it says that it is ready. Throws Error with the place of its output if it does not. */
-export async function startReal(folder: string, options: { readonly dumpable?: boolean } = {}): Promise<Target> {
+export async function startReal(folder: string, options: RealOptions = {}): Promise<Target> {
   mkdirSync(folder, { recursive: true });
-  // Without root, only a dumpable process's memory can be searched.
-  if (options.dumpable === true) writeFileSync(join(folder, 'cofre.config.yaml'), 'hardening:\n  dumpable: true\n');
+  const config = { workers: options.workers ?? 1, hardening: { dumpable: options.dumpable === true }, hsm: { custody: options.custody ?? 'envelope' }, ...options.config };
+  // JSON is YAML.
+  writeFileSync(join(folder, 'cofre.config.yaml'), JSON.stringify(config));
   const [api, admin, telemetry] = await freePorts(3);
   const env = { ...process.env, COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
   const child = await startServer(hardened(process.execPath, [vaultProgram, 'serve']), env, /^cofre ready /, join(folder, 'bench-server.log'));

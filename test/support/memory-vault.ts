@@ -14,6 +14,7 @@ import type { TokenRow } from '../../vault/card-store.ts';
 import { GroupCommit, type CommitLimits } from '../../vault/commit.ts';
 import { VaultError, type ErrorCode } from '../../vault/errors.ts';
 import { changeToken, type LifecycleAction, type LifecycleAnswer, type LifecycleDeps, type SweepOutcome } from '../../vault/lifecycle.ts';
+import { Lane } from '../../vault/lane.ts';
 import { Pan } from '../../vault/pan.ts';
 import { Tenants } from '../../vault/tenants.ts';
 import { pooledRandom, type RandomBytes } from '../../vault/token.ts';
@@ -116,6 +117,7 @@ export async function openVault(t: Test, database: FreshDatabase, options: Memor
     ...common,
     random: options.random ?? pooledRandom(),
     stages: { keyWork: () => undefined },
+    batchLane: new Lane(10),
     guessing: { ask: () => 'granted', secondsToNextDay: () => 1 },
     binDigits: 6,
     commit: (operation: Extract<TokenizingOperation, { kind: 'tokenize' }>) => writer.commit(operation, operation.items.length),

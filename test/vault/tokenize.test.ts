@@ -7,6 +7,7 @@ import { createWriterConnector } from '../../platform-adapters/postgres/writer-c
 import type { Call } from '../../vault/call.ts';
 import { GroupCommit } from '../../vault/commit.ts';
 import { VaultError } from '../../vault/errors.ts';
+import { Lane } from '../../vault/lane.ts';
 import { Pan } from '../../vault/pan.ts';
 import { Tenants } from '../../vault/tenants.ts';
 import { pooledRandom } from '../../vault/token.ts';
@@ -60,6 +61,7 @@ async function vault(t: Test, database: FreshDatabase): Promise<Vault> {
     random: pooledRandom(),
     now: () => new Date(),
     stages: { keyWork: () => undefined },
+    batchLane: new Lane(10),
     guessing: { ask: () => 'granted', secondsToNextDay: () => 1 },
     commit: (operation: TokenizingOperation) => writer.commit(operation),
   } as unknown as TokenizeDeps;

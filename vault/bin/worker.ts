@@ -20,6 +20,7 @@ import type { DetokenizeOutcome } from '../detokenize.ts';
 import { dateOf } from '../guessing.ts';
 import { sweepGroups } from '../guessing-store.ts';
 import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
+import { Lane } from '../lane.ts';
 import { loadPolicy } from '../policy.ts';
 import type { Policy } from '../policy.ts';
 import { sweepQuotas } from '../quota.ts';
@@ -66,6 +67,9 @@ const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerp
 
 /** Tokens past their end that one transaction marks. */
 const tokensASweep = 500;
+
+/** Batch calls whose cards wait to be sealed: a second's work. */
+const batchesInWait = 64;
 
 /** The version that `/openapi.json` states. */
 const apiVersion = '1.0.0';
@@ -167,6 +171,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
         guessing: await openGuessing(stack, { config, connection: connectionOf(access, 'tokenize'), log, metrics, now }),
         random: pooledRandom(),
         binDigits: config.cards.bin_digits,
+        batchLane: new Lane(batchesInWait),
         commit: (operation) => (operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>,
         numericTokenTaken: metrics.count('cofre_numeric_token_taken_total', 'New numeric tokens that were in use already: their share of all is how full their space is.'),
       },
