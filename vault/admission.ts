@@ -16,7 +16,8 @@ interface Place {
   readonly caller: string;
   dealtWith: boolean;
   gone: boolean;
-  whenGone: (() => void) | null;
+  /** Whom to tell. */
+  readonly whenGone: (() => void)[];
 }
 
 export class Admission {
@@ -71,7 +72,7 @@ export class Admission {
       refuse(response, !alone);
       return false;
     }
-    this.#places.set(request, { caller, dealtWith: false, gone: false, whenGone: null });
+    this.#places.set(request, { caller, dealtWith: false, gone: false, whenGone: [] });
     this.#ofCaller.set(caller, count + 1);
     return true;
   }
@@ -88,7 +89,7 @@ export class Admission {
   whenGone(request: IncomingMessage, then: () => void): void {
     const place = this.#places.get(request);
     if (place === undefined || place.gone) then();
-    else place.whenGone = then;
+    else place.whenGone.push(then);
   }
 
   /** Closes the connections that the vault owes nothing: none of their requests is under way or, with `incomplete`, only such as have not arrived whole. */
@@ -102,7 +103,7 @@ export class Admission {
     const place = this.#places.get(request);
     if (place === undefined || place.gone) return;
     place.gone = true;
-    place.whenGone?.();
+    for (const then of place.whenGone) then();
     if (place.dealtWith) this.#free(place);
   }
 

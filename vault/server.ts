@@ -66,6 +66,8 @@ export interface ServerOptions {
   readonly now: () => Date;
   /** Writes the entry of a call that was refused before it came to a transaction of its own. @throws VaultError if it cannot. */
   recordRefusal(call: Call, action: string, refused: VaultError): Promise<void>;
+  /** Told of each request with a body once it is dealt with, whatever became of it: the buffers that it came through may hold a card. Must not throw. */
+  readonly bodyPassed: () => void;
   /** Requests of one caller that may be under way at once. */
   readonly maxRequestsPerCaller: number;
   /** A body or a header must arrive within this time. */
@@ -159,6 +161,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
   async function identify(request: FastifyRequest, reply: FastifyReply): Promise<void> {
     reply.header('cache-control', 'no-store').header('x-request-id', request.id);
     request.dealtWith = () => admission.dealtWith(request.raw);
+    if (hasBody(request)) admission.whenGone(request.raw, options.bodyPassed);
     request.whenGone = (then) => admission.whenGone(request.raw, then);
     const facts = factsOf(request);
     const socket = request.raw.socket as TLSSocket;

@@ -33,7 +33,7 @@ function granted(policy: Policy, who: Caller, tenant = who.tenant): readonly str
 /** The whole development set: what is not here is denied. */
 const grants: Readonly<Record<string, readonly string[]>> = {
   checkout: ['tokenize', 'tokenize_batch', 'validate', 'metadata', 'lifecycle', 'import'],
-  getnet: ['detokenize for authorization', 'detokenize for capture', 'detokenize for refund'],
+  getnet: ['detokenize for authorization', 'detokenize for capture', 'detokenize for refund', 'detokenize_batch for authorization', 'detokenize_batch for capture', 'detokenize_batch for refund'],
   'checkout-globex': ['tokenize', 'tokenize_batch', 'validate', 'metadata', 'lifecycle'],
   intruder: [],
   auditor: ['audit_read'],
@@ -74,7 +74,7 @@ t.test('a decision names the policies behind it, and none where nothing permits'
   const policy = await loadPolicy(development);
   t.same(policy.decide(caller('acme', 'getnet'), 'detokenize', 'capture'), { allowed: true, policyIds: ['acme-getnet-detokenizes'] });
   t.same(policy.decide(caller('acme', 'getnet'), 'detokenize', 'chargeback'), { allowed: false, policyIds: [] });
-  t.same(policy.policyIds, ['acme-checkout-tokenizes', 'acme-getnet-detokenizes', 'auditor-reads-the-log', 'globex-checkout-tokenizes', 'operators-administer', 'own-tenant-only']);
+  t.same(policy.policyIds, ['acme-checkout-tokenizes', 'acme-getnet-detokenizes', 'acme-getnet-detokenizes-batches', 'auditor-reads-the-log', 'globex-checkout-tokenizes', 'operators-administer', 'own-tenant-only']);
   t.match(policy.digest, /^[0-9a-f]{64}$/);
 });
 
@@ -90,7 +90,8 @@ t.test('a remembered decision is of its whole input', async (t) => {
   for (let round = 0; round < 3; round += 1) {
     t.ok(policy.decide(getnet, 'detokenize', 'refund').allowed);
     t.notOk(policy.decide(getnet, 'detokenize', 'chargeback').allowed);
-    t.notOk(policy.decide(getnet, 'detokenize_batch', 'refund').allowed);
+    t.same(policy.decide(getnet, 'detokenize_batch', 'refund').policyIds, ['acme-getnet-detokenizes-batches']);
+    t.notOk(policy.decide(getnet, 'detokenize_batch', 'chargeback').allowed);
     t.notOk(policy.decide(getnet, 'detokenize', 'refund', 'globex').allowed);
     t.notOk(policy.decide({ ...getnet, tenant: 'globex' }, 'detokenize', 'refund', 'acme').allowed, 'the same id with another tenant');
     t.notOk(policy.decide({ ...getnet, spiffeId: `${getnet.spiffeId}2` }, 'detokenize', 'refund').allowed);
@@ -245,7 +246,7 @@ t.test('decisions made while sets are reloaded are of one set or the other, neve
   const where = directory(t);
   const policy = await loadPolicy(where);
   const text = readFileSync(join(where, 'acme.cedar'), 'utf8');
-  const checkoutOnly = text.slice(0, text.indexOf('// Taking cards'));
+  const checkoutOnly = text.slice(0, text.indexOf('@id("acme-getnet-detokenizes")'));
   const state = { reloading: true };
   const reloads = (async () => {
     for (let round = 0; round < 20; round += 1) {

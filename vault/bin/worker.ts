@@ -4,6 +4,7 @@ import { Client, Pool } from 'pg';
 import type { Entry } from '../../audit/entry.ts';
 import { openKeyring } from '../../hsm/keyring.ts';
 import type { Keyring } from '../../hsm/keyring.ts';
+import { NetworkBuffers } from '../../platform-adapters/node/network-buffers.ts';
 import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts';
 import type { ProcessRole } from '../../platform-adapters/postgres/roles.ts';
 import type { TenantRow } from '../../platform-adapters/postgres/tenants.ts';
@@ -122,6 +123,12 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   });
   stack.defer(() => refusals.close());
 
+  const buffers = await NetworkBuffers.open({
+    ...tlsFiles,
+    overwritten: metrics.count('cofre_network_buffers_overwritten_total', 'Times that the buffers which requests came through were overwritten.'),
+  });
+  stack.defer(() => buffers.close());
+
   // Listeners.
   const serverOptions = (tls: TlsListener): ServerOptions => ({
     tls,
@@ -133,6 +140,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       failed: (requestId, error) => log.error('a request failed', { request_id: requestId, error: describe(error) }),
     },
     recordRefusal: async (call, action, refused) => await refusals.record(call, action, refused),
+    bodyPassed: () => buffers.used(),
     maxRequestsPerCaller: config.listeners.max_requests_per_caller,
     requestTimeoutMs: milliseconds(config.listeners.request_timeout),
     keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
