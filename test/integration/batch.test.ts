@@ -8,6 +8,7 @@ import type { ApiClient, Reply } from '../support/api-client.ts';
 import { tracesIn, tracesOf } from '../support/card-traces.ts';
 import { freshDatabase, withClient } from '../support/database.ts';
 import { readLog, tokensOf, type LoggedEntry } from '../support/log-reader.ts';
+import { TEST_RANGES, madeCandidate } from '../support/made-cards.ts';
 import { isProblem } from '../support/problem.ts';
 import { cardOfLength, cardText } from '../support/test-cards.ts';
 
@@ -88,6 +89,12 @@ await t.test('one card, and a thousand, are answered in their order, and open to
     const again = made(await batch(pans.map((pan) => ({ pan }))));
     t.same(again.map(({ token, created }) => [token, created]), answers.map(({ token }) => [token, false]), 'known now');
   }
+});
+
+await t.test('two cards that show the same are told apart', async (t) => {
+  const twins = [7, 8, 9].map((serial) => secret(madeCandidate(TEST_RANGES[0], '4821', serial)));
+  const tokens = made(await batch(twins.map((pan) => ({ pan })))).map(({ token }) => token);
+  t.same((await open(tokens)).map((item) => ('pan' in item ? item.pan : item.error.code)), twins);
 });
 
 await t.test('a single answer and an item are the same', async (t) => {
