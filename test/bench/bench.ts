@@ -6,6 +6,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { isKillCampaign, runKillCampaign } from './kill.ts';
 import { startLoadClient, type Job, type LoadClient } from './load-client.ts';
 import { cpuSeconds, findGroup, residentBytes } from './processes.ts';
 import { compare, table, type Measurement, type Round } from './report.ts';
@@ -28,6 +29,7 @@ const help = `npm run bench -- [options]
   --bare-processes N  processes of the bare server (1)
   --json FILE         every round, as JSON
   --keep              leaves the temporary folder
+  --kill N            instead of measuring: N times kill -9 under load, then a reckoning; --kill N --help says more
 
 Exit code 1 if any answer was wrong or missing.`;
 
@@ -226,8 +228,10 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   });
 }
 try {
-  const options = readOptions();
-  if (options === null) console.log(help);
+  const args = process.argv.slice(2);
+  const options = isKillCampaign(args) ? null : readOptions();
+  if (isKillCampaign(args)) process.exitCode = await runKillCampaign(args, stack);
+  else if (options === null) console.log(help);
   else process.exitCode = (await main(options, stack)) ? 0 : 1;
 } catch (error) {
   if (!interrupted) {
