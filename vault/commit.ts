@@ -258,7 +258,11 @@ export class GroupCommit<Operation, Outcome> {
         }
         case 'conflict': {
           retries += 1;
-          if (retries <= maxRetries) break;
+          if (retries <= maxRetries) {
+            // Two that met in a circle would meet again: who was thrown back could take its lock before the other has woken.
+            await sleep(Math.random() * 5 * retries);
+            break;
+          }
           for (const waiting of members) fail(waiting, 'store_unavailable', attempt.error);
           return;
         }

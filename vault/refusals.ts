@@ -51,7 +51,8 @@ export class Refusals {
       tally = { since: call.at, call, entries: 0, summed: new Map() };
       this.#tallies.set(key, tally);
     }
-    if (tally.entries < this.#options.entriesPerMinute) {
+    // What the vault failed in is its own doing, and no caller's way to fill the log: each of those has its entry.
+    if (refused.status >= 500 || tally.entries < this.#options.entriesPerMinute) {
       tally.entries += 1;
       await this.#options.write(entryOf(call, { ...refused.facts, action, code: refused.code }));
       return;

@@ -173,7 +173,7 @@ await t.test('SIGHUP reloads the certificates at once and leaves an open connect
   t.equal((await ask(open))?.status, 200);
   const mark = appliance.messages().length;
   appliance.signal('SIGHUP');
-  await until(() => appliance.messages().slice(mark).filter((message) => message['msg'] === 'the certificates were reloaded').length === 2, 'both listeners');
+  await until(() => appliance.messages().slice(mark).filter((message) => message['msg'] === 'the certificates were reloaded').length >= 2, 'both listeners');
   t.equal((await ask(open))?.status, 200);
 });
 

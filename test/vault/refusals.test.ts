@@ -110,3 +110,11 @@ t.test('a refusal whose entry cannot be written says so, and counts that cannot 
   await vault.nextMinute(4);
   t.match(vault.entries[3], { action: 'refusals', detail: { not_found: 2, total: 2, since: new Date(start).toISOString() } });
 });
+
+t.test('what the vault failed in always has an entry of its own', async (t) => {
+  const vault = new Vault();
+  t.teardown(() => vault.refusals.close());
+  await vault.refuse('shop', 'hsm_unavailable', 20);
+  t.equal(vault.entries.filter(({ code, outcome }) => code === 'hsm_unavailable' && outcome === 'failed').length, 20);
+  t.equal(vault.summed, 0);
+});

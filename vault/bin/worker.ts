@@ -123,12 +123,6 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   });
   stack.defer(() => refusals.close());
 
-  const buffers = await NetworkBuffers.open({
-    ...tlsFiles,
-    overwritten: metrics.count('cofre_network_buffers_overwritten_total', 'Times that the buffers which requests came through were overwritten.'),
-  });
-  stack.defer(() => buffers.close());
-
   // Listeners.
   const serverOptions = (tls: TlsListener): ServerOptions => ({
     tls,
@@ -209,6 +203,11 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     addAdminRoutes(admin, { policy, status, record: async ({ entry }) => await record(entry) });
   }
   addGauges(metrics, keyring, apiTls, writers);
+  const buffers = await NetworkBuffers.open({
+    ...tlsFiles,
+    overwritten: metrics.count('cofre_network_buffers_overwritten_total', 'Times that the buffers which requests came through were overwritten.'),
+  });
+  stack.defer(() => buffers.close());
 
   return {
     readiness,
