@@ -21,6 +21,7 @@ const COMMANDS = {
   start: { hsm: true, state: true, line: (node) => hardened(node, [join(ROOT, 'vault', 'bin', 'cofre.ts'), 'serve', ...args]) },
   test: { hsm: true, line: (node) => [node, join(ROOT, 'test', 'run.ts'), ...args] },
   'test-extended': { hsm: true, state: true, line: (node) => [node, join(ROOT, 'test', 'extended.ts'), ...args] },
+  fuzz: { hsm: true, state: true, line: (node) => [node, join(ROOT, 'test', 'fuzz', 'fuzz.ts'), ...args] },
   bench: { hsm: true, state: true, line: (node) => [node, join(ROOT, 'test', 'bench', 'bench.ts'), ...args] },
   check: { hsm: false, line: (node) => [node, bin('tsc'), '-p', ROOT, ...args] },
   lint: { hsm: false, line: (node) => [node, bin('oxlint'), '--type-aware', ...args] },

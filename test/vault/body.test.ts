@@ -1,53 +1,13 @@
 import { readFileSync } from 'node:fs';
 import * as fc from 'fast-check';
 import t from 'tap';
-import { MAX_DEPTH, MAX_ITEMS, takeCards, type BodyRefused, type TakenPan, type Where } from '../../vault/body.ts';
-import { Pan } from '../../vault/pan.ts';
-import { TEST_RANGES, madeCard, passesLuhn } from '../support/made-cards.ts';
+import { MAX_DEPTH, MAX_ITEMS, type Where } from '../../vault/body.ts';
+import { depthOf, disagreement, take } from '../support/body-oracle.ts';
+import { TEST_RANGES, madeCard } from '../support/made-cards.ts';
 
 const VISA = '4111111111111111';
 const AMEX = '378282246310005';
 const MASTERCARD = '5555555555554444';
-type Outcome = { json: string; pans: (string | null)[]; itemCount: number; refused?: Record<string, string> } | BodyRefused['refusal'];
-
-// Every Pan that is made while a test runs, so that none is left unwiped after a refusal or a disposal.
-const made: Pan[] = [];
-const parseInto = Pan.parseInto.bind(Pan);
-Pan.parseInto = (...args: Parameters<typeof parseInto>): Pan | null => {
-  const pan = parseInto(...args);
-  if (pan !== null) made.push(pan);
-  return pan;
-};
-const isWiped = (pan: Pan): boolean => {
-  try {
-    pan.reveal();
-    return false;
-  } catch {
-    return true;
-  }
-};
-
-/** Takes the cards out of a body and looks after what must always hold, whatever the body was. */
-function take(original: string | Uint8Array, where: Where): Outcome {
-  made.length = 0;
-  const body = typeof original === 'string' ? Buffer.from(original) : Buffer.from(original);
-  const length = body.length;
-  const taken = takeCards(body, where);
-  if (!taken.ok) {
-    if (!made.every(isWiped)) throw new Error('a refusal left a card number');
-    if (!body.every((byte) => byte === 0)) throw new Error('a refusal left a body');
-    taken[Symbol.dispose]();
-    return taken.refusal;
-  }
-  if (taken.json !== body || body.length !== length) throw new Error('the JSON is other memory');
-  const pans = taken.pans.map((pan: TakenPan) => (pan instanceof Pan ? pan.reveal().toString() : pan));
-  for (const pan of made) if (!isWiped(pan) && body.includes(pan.reveal())) throw new Error('a card number is still in the body');
-  const kept = taken.pans.filter((pan) => pan instanceof Pan);
-  if (made.filter((pan) => !isWiped(pan)).length !== kept.length) throw new Error('a card number that does not count was left');
-  taken[Symbol.dispose]();
-  if (!made.every(isWiped)) throw new Error('a disposal left a card number');
-  return { json: body.toString(), pans, itemCount: taken.itemCount, ...(taken.refused.size === 0 ? {} : { refused: Object.fromEntries(taken.refused) }) };
-}
 const refusal = (body: string | Uint8Array, where: Where): string => {
   const outcome = take(body, where);
   return typeof outcome === 'string' ? outcome : 'ok';
@@ -229,52 +189,6 @@ const singleBody = fc.tuple(rawValue, rawString(card), fc.boolean(), rawValue).m
 const batchBody = fc.array(fc.oneof(rawString(card).map((pan) => `{"pan":${pan}}`), fc.tuple(rawString(card), rawValue).map(([pan, x]) => `{"x":${x},"pan":${pan}}`), rawValue), { maxLength: 8 }).map((items) => `{"items":[${items.join(',')}]}`);
 const anyBody = fc.oneof(rawValue, singleBody, batchBody);
 const anyWhere = fc.constantFrom('none', 'single', 'batch');
-
-const depthOf = (value: unknown): number => (typeof value === 'object' && value !== null ? 1 + Math.max(0, ...Object.values(value).map(depthOf)) : 0);
-const isCard = (value: unknown): value is string => typeof value === 'string' && /^[0-9]{12,19}$/.test(value) && passesLuhn(value);
-const isObject = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null && !Array.isArray(value);
-
-/** What takeCards() must answer for an accepted body, told from JSON.parse: the cards, and the JSON without what is taken. */
-function expected(parsed: unknown, where: Where): { pans: unknown[]; itemCount: number } {
-  const panOf = (holder: unknown): unknown => (isObject(holder) && Object.hasOwn(holder, 'pan') && typeof holder['pan'] === 'string' ? (isCard(holder['pan']) ? holder['pan'] : null) : 'absent');
-  if (where === 'single') return { pans: [panOf(parsed)], itemCount: 0 };
-  const items = where === 'batch' && isObject(parsed) && Object.hasOwn(parsed, 'items') && Array.isArray(parsed['items']) ? (parsed['items'] as unknown[]) : [];
-  return { pans: items.map(panOf), itemCount: items.length };
-}
-function withoutTaken(parsed: unknown, where: Where): unknown {
-  const strip = (holder: unknown): void => {
-    if (isObject(holder) && typeof holder['pan'] === 'string' && Object.hasOwn(holder, 'pan')) holder['pan'] = 'taken';
-  };
-  if (where === 'single') strip(parsed);
-  if (where === 'batch' && isObject(parsed) && Object.hasOwn(parsed, 'items') && Array.isArray(parsed['items'])) (parsed['items'] as unknown[]).forEach(strip);
-  return parsed;
-}
-
-/** Holds a body against JSON.parse; answers what was wrong, or null. */
-function disagreement(original: Uint8Array, where: Where): string | null {
-  const outcome = take(original, where);
-  const text = Buffer.from(original).toString();
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text);
-  } catch {
-    return typeof outcome === 'string' ? null : 'accepted what JSON.parse refuses';
-  }
-  if (typeof outcome === 'string') {
-    if (outcome !== 'invalid_request') return null; // what it found is told in other tests
-    const hasNumber = /"(?:p|\\u0070)(?:a|\\u0061)(?:n|\\u006e)"\s*:\s*[-0-9]/i.test(text);
-    return hasNumber || depthOf(parsed) > MAX_DEPTH || !Buffer.from(text).equals(original) ? null : 'refused what JSON.parse accepts';
-  }
-  const wanted = expected(parsed, where);
-  // What is refused alone reads as null.
-  for (const place of Object.keys(outcome.refused ?? {})) {
-    (parsed as { items: unknown[] }).items[Number(place)] = null;
-    wanted.pans[Number(place)] = 'absent';
-  }
-  if (JSON.stringify(wanted) !== JSON.stringify({ pans: outcome.pans, itemCount: outcome.itemCount })) return 'took other cards than JSON.parse reads';
-  const [after, before] = [withoutTaken(JSON.parse(outcome.json), where), withoutTaken(parsed, where)];
-  return JSON.stringify(after) === JSON.stringify(before) ? null : 'changed what is no card number';
-}
 
 t.test('any JSON text is read as JSON.parse reads it', async (t) => {
   let accepted = 0;
