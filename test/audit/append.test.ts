@@ -68,11 +68,11 @@ t.test('nothing advances before a batch is committed, and only the next batch ca
   const first = chain.form([entry('a')], at);
   t.ok(first.signature.equals(chain.form([entry('a')], at).signature), 'formed again after a rollback, it is the same batch');
   t.equal(chain.nextNumber, 0n);
+  const stranger = await newChain();
+  t.throws(() => chain.committed(stranger.form([entry('a')], at)), { message: 'a batch was committed out of order' }, 'another writer, though its number is the next');
   chain.committed(first);
   t.match(chain.head(), { writer: chain.writer, number: 0n });
   t.throws(() => chain.committed(first), { message: 'a batch was committed out of order' });
-  const stranger = await newChain();
-  t.throws(() => chain.committed(stranger.form([entry('a')], at)), { message: 'a batch was committed out of order' });
   t.equal(chain.committed(chain.tombstone(at)).length, 0, 'a tombstone gives no receipt');
   t.equal(chain.nextNumber, 2n);
 });
@@ -137,6 +137,16 @@ t.test('a tombstone waits for a batch in flight, whichever way that ends', async
     await client.query(ending);
     t.equal(await buried, standing, ending);
   }
+});
+
+t.test('a tombstone whose COMMIT is answered by a rollback has decided nothing', async (t) => {
+  const { chain, second, batch } = await started(t);
+  // What PostgreSQL does with COMMIT in a transaction that failed, without a word of error.
+  const rollsBack = { query: (query: string | object) => second.query(query === 'COMMIT' ? 'ROLLBACK' : (query as string)) } as unknown as Client;
+  const tombstone = chain.tombstone(at);
+  await t.rejects(chain.bury(rollsBack, tombstone, batch), { message: 'COMMIT was answered by a rollback' });
+  t.equal((await verifyChain(second, chain.writer)).batches.length, 1, 'it does not stand');
+  t.equal(await chain.bury(second, tombstone, batch), 'buried', 'and is repeated');
 });
 
 async function untilLockWait(client: Client): Promise<void> {

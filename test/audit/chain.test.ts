@@ -63,7 +63,7 @@ t.test('a whole chain checks, tombstones and an empty one included', async (t) =
   t.equal(checkChain([], makeChain([]).publicKey, count), null);
 });
 
-const { batches, publicKey } = makeChain([1, 2, 0, 3]);
+const { batches, publicKey, privateKey } = makeChain([1, 2, 0, 3]);
 const altered = (index: number, change: Partial<Batch>): Batch[] => batches.map((batch, i) => (i === index ? { ...batch, ...change } : batch));
 
 t.test('a flip of any bit of any bytes of a batch is caught', async (t) => {
@@ -115,11 +115,16 @@ t.test('a gap, another order, a double, a cut head and a foreign batch are each 
   t.equal(checkChain(makeChain([1]).batches, publicKey, count), 'batch 0 has a wrong signature');
 });
 
-t.test('a forged successor of a true batch is caught, and so is what follows a forged one', async (t) => {
+t.test('a forged successor of a true batch is caught, and a batch made anew with the true key by what follows it', async (t) => {
   const forger = makeChain([1]);
   const last = batches.at(-1)!;
   const unsigned = { writer: last.writer, number: last.number + 1n, kind: 'entries' as const, formedAt: last.formedAt, entryCount: 1, previous: headerHash(batchHeader(last)), bundle: encodeBundle([Buffer.from('forged')]) };
   t.equal(checkChain([...batches, { ...unsigned, signature: sign(null, batchHeader(unsigned), forger.privateKey) }], publicKey, count), 'batch 4 has a wrong signature');
+  const anew = { ...batches[1]!, entryCount: 1, bundle: encodeBundle([Buffer.from('another story')]) };
+  const [zero, , two, three] = batches as [Batch, Batch, Batch, Batch];
+  const signed = { ...anew, signature: sign(null, batchHeader(anew), privateKey) };
+  t.equal(checkChain([zero, signed], publicKey, count), null, 'by itself it holds');
+  t.equal(checkChain([zero, signed, two, three], publicKey, count), 'batch 2 does not follow its predecessor');
 });
 
 t.test('a signed batch that counts other entries than it holds is caught, and so is a bundle that is none', async (t) => {

@@ -96,6 +96,17 @@ t.test('what is not a note is refused', async (t) => {
   for (const [what, note] of Object.entries(cases)) t.equal(openNote(note, verifiers), null, what);
 });
 
+t.test('a note of more than a million bytes is not read, whoever signed it', async (t) => {
+  const signer = freshSigner('ed25519');
+  const verifiers = [parseVkey(encodeVkey('log', 'ed25519', signer.publicKeySpki))];
+  const rest = Buffer.byteLength(await signNote('\n', 'log', signer)) - 1;
+  // Bytes count, not characters.
+  const text = (bytes: number): string => `${'é'.repeat((bytes - rest - 2) / 2)}\n\n`;
+  const largest = text(1_000_000 - (rest % 2));
+  t.equal(openNote(await signNote(largest, 'log', signer), verifiers), largest);
+  t.equal(openNote(await signNote(`${largest}\n\n`, 'log', signer), verifiers), null);
+});
+
 t.test('a mangled vkey is refused, wherever it is cut or changed', async (t) => {
   // As note_test.go of the Go package does.
   for (let from = 0; from <= go.vkey.length; from++)
