@@ -64,6 +64,48 @@ for (const kind of kinds) {
         t.throws(() => keyring.forTenant('nobody'), hsmError('not_found'));
       });
 
+      await t.test('opens nothing without a receipt, and a value once for each', async (t) => {
+        const { cipher } = (await keyringOf(t, hsm, { custody, store: memoryStore(t) })).forTenant('acme');
+        const sealed = await cipher.seal('pan', digits, binding('acme'));
+        const once = receipt();
+        t.same(await cipher.open(once, 'pan', sealed, binding('acme')), digits);
+        const asked = hsm.strict?.calls.get('C_DecryptInit');
+        await t.rejects(async () => cipher.open(once, 'pan', sealed, binding('acme')), { message: 'redeemed twice' });
+        await t.rejects(async () => cipher.open(undefined as never, 'pan', sealed, binding('acme')), TypeError);
+        t.equal(hsm.strict?.calls.get('C_DecryptInit'), asked, 'nor is the HSM asked to');
+      });
+
+      await t.test('a value that names a key of another domain, or one that is no data key, is told as such', async (t) => {
+        const store = memoryStore(t);
+        const keyring = await keyringOf(t, hsm, { custody, store });
+        const sealed = await keyring.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        const foreign = store.rows.filter((row) => row.domain !== 'acme' || row.kind !== 'data');
+        t.equal(foreign.length, 3);
+        for (const { keyId } of foreign) {
+          const altered = Buffer.from(sealed);
+          altered.writeUInt32BE(keyId, 1);
+          await t.rejects(async () => keyring.forTenant('acme').cipher.open(receipt(), 'pan', altered, binding('acme')), { ...hsmError('corrupt'), message: 'a sealed value names a key of another domain' });
+        }
+      });
+
+      await t.test('a store that answers with another row than asked for, each with its own good MAC, is not believed', async (t) => {
+        const store = memoryStore(t);
+        const sealed = await (await keyringOf(t, hsm, { custody, store })).forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        const [latestKey, keyById] = [store.latestKey.bind(store), store.keyById.bind(store)];
+        const notBelieved = { ...hsmError('corrupt'), message: 'the key registry returned another row than asked for' };
+        for (const kind of ['fingerprint', 'data'] as const) {
+          for (const other of [{ kind, domain: 'globex' }, { kind: kind === 'data' ? ('fingerprint' as const) : ('data' as const), domain: 'acme' }]) {
+            store.latestKey = (asked, domain) => (asked === kind && domain === 'acme' ? latestKey(other.kind, other.domain) : latestKey(asked, domain));
+            await t.rejects(keyringOf(t, hsm, { custody, store }), notBelieved, `${other.kind} of ${other.domain} for ${kind} of acme`);
+          }
+        }
+        store.latestKey = latestKey;
+        const opening = await keyringOf(t, hsm, { custody, store, uses: ['open'] });
+        const stranger = store.rows.find((row) => row.keyId !== keyIdOf(sealed))!;
+        store.keyById = () => keyById(stranger.keyId);
+        await t.rejects(async () => opening.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), notBelieved);
+      });
+
       await t.test('seals names of every length', async (t) => {
         const { cipher } = (await keyringOf(t, hsm, { custody, store: memoryStore(t) })).forTenant('acme');
         for (const length of [1, 29, 30, 31, 255]) {

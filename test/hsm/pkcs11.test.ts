@@ -21,6 +21,7 @@ import {
   returnValueOf,
   signEcdsaP256,
 } from '../../hsm/pkcs11.ts';
+import { softHsmPath } from '../support/softhsm.ts';
 import { hsmError } from './hsm-error.ts';
 import { bareHsm, rawSession, softKind, strictKind } from './hsms.ts';
 import { StrictToken } from './strict-token.ts';
@@ -59,7 +60,9 @@ for (const kind of [softKind, strictKind] as const) {
     });
 
     await t.test('what is too short to be an encrypted value never reaches the token', async (t) => {
-      await t.rejects(decryptGcm(session, aes, Buffer.alloc(27), Buffer.alloc(0)), hsmError('corrupt'));
+      const asked = hsm.strict?.calls.get('C_DecryptInit');
+      for (const length of [0, 27]) await t.rejects(decryptGcm(session, aes, Buffer.alloc(length), Buffer.alloc(0)), { ...hsmError('corrupt'), message: 'an encrypted value is too short' });
+      t.equal(hsm.strict?.calls.get('C_DecryptInit'), asked);
     });
 
     await t.test('a digest of another length than 32 bytes is not signed', async (t) => {
@@ -119,6 +122,31 @@ t.test('a token that took a nonce of zeros as it was gives nothing away', async 
   await t.rejects(encryptGcm(session, key, Buffer.from('x'), Buffer.alloc(0)), hsmError('refused'));
 });
 
+t.test('an answer of another length than asked for is refused', async (t) => {
+  const token = new StrictToken();
+  const session = rawSession({ module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token });
+  const [aes, hmac] = [generateAesKey(session, 'aes'), generateHmacKey(session, 'hmac')];
+  const aad = Buffer.from('aad');
+  const sealed = await encryptGcm(session, aes, Buffer.from('a value'), aad);
+  for (const call of ['C_EncryptAsync', 'C_DecryptAsync', 'C_SignAsync'] as const) {
+    const real = token[call].bind(token);
+    token[call] = async (...args) => (await real(...args)).subarray(1);
+  }
+  await t.rejects(encryptGcm(session, aes, Buffer.from('a value'), aad), hsmError('refused'));
+  await t.rejects(decryptGcm(session, aes, sealed, aad), hsmError('corrupt'));
+  await t.rejects(hmacSha256(session, hmac, aad), hsmError('refused'));
+});
+
+t.test('two tokens of one label are ambiguous', (t) => {
+  const token = new StrictToken();
+  const hsm = { module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token } as const;
+  rawSession(hsm).close();
+  const slots = token.C_GetSlotList.bind(token);
+  token.C_GetSlotList = () => [...slots(), ...slots()];
+  t.throws(() => findSlot(token, 'cofre-test'), hsmError('ambiguous'));
+  t.end();
+});
+
 t.test('a generator that fills nothing in is refused', (t) => {
   const token = new StrictToken();
   const session = rawSession({ module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token });
@@ -137,6 +165,7 @@ t.test('only a Cryptoki error has a return value', (t) => {
 });
 
 t.test('a library is loaded once, and one that is none is not found', (t) => {
+  t.equal(loadPkcs11(softHsmPath()), loadPkcs11(softHsmPath()));
   t.throws(() => loadPkcs11('/nowhere/module.so'), hsmError('not_found'));
   t.end();
 });

@@ -33,6 +33,7 @@ for (const custody of custodies) {
       for (const { cipher } of [sealing!, sealingToo!]) t.same(await opening!.cipher.open(receipt(), 'pan', await cipher.seal('pan', digits, binding), binding), digits);
       t.same(await sealing!.fingerprint.compute('acme', digits), await opening!.fingerprint.compute('acme', digits));
       const { rows } = await admin.query<{ kind: string; domain: string; versions: string }>('SELECT kind, domain, count(*) AS versions FROM key_registry GROUP BY kind, domain');
+      t.equal(rows.length, 4, 'data and fingerprint of acme and globex');
       t.ok(rows.every(({ versions }) => versions === '1'));
     });
 
@@ -93,6 +94,7 @@ for (const custody of custodies) {
 
     await t.test('the database holds no key in the clear', async (t) => {
       const { rows } = await admin.query<{ material: Buffer }>('SELECT material FROM key_registry');
+      t.ok(rows.length > 0);
       t.ok(rows.every(({ material }) => (custody === 'envelope' ? material[0] === 1 && material.length === 63 : material[0] === 2)));
     });
   });
