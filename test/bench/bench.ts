@@ -18,7 +18,8 @@ const help = `npm run bench -- [options]
   --seconds N         counted time of one round (5)
   --rounds N          rounds of each target and scenario (5)
   --connections LIST  for tokenize (1,64,256); the other scenarios use 64
-  --only LIST         of tokenize, known, detokenize, validate, batch (all but batch)
+  --only LIST         of tokenize, known, detokenize, validate, batch, mixed (the first four); mixed is single tokenize calls beside a full load
+                      of batches, whose rate is told in the progress
   --target LIST       of real, bare (both)
   --quick             2 rounds of 2 seconds, 64 connections: a check, not a measurement
   --warmup N          seconds of load before each counted time (1)
@@ -33,10 +34,13 @@ const help = `npm run bench -- [options]
 
 Exit code 1 if any answer was wrong or missing.`;
 
-const allScenarios: readonly ScenarioName[] = ['tokenize', 'known', 'detokenize', 'validate', 'batch'];
+const allScenarios: readonly ScenarioName[] = ['tokenize', 'known', 'detokenize', 'validate', 'batch', 'mixed'];
 const seed = 1;
 const fixedConnections = 64;
 const batchConnections = 4;
+const mixedConnections = 16;
+/** Cards of the batches beside single calls, far from all others. */
+const mixedFirstCard = 500_000_000;
 
 /** The development caller may detokenize 100,000 times a minute (its quota): the bench waits before it would meet that. */
 const detokenizesPerMinute = 90_000;
@@ -44,7 +48,10 @@ const detokenizesPerMinute = 90_000;
 interface Running {
   readonly target: Target;
   readonly client: LoadClient;
+  /** Sends batches beside the measured calls. */
+  readonly beside: LoadClient;
   nextCard: number;
+  nextBesideCard: number;
   /** When how many were detokenized. */
   readonly detokenized: { atMs: number; count: number }[];
 }
@@ -114,7 +121,9 @@ async function main(options: Options, stack: AsyncDisposableStack): Promise<bool
     stack.defer(() => target.stop());
     const client = startLoadClient();
     stack.defer(() => client.close());
-    const running: Running = { target, client, nextCard: 0, detokenized: [] };
+    const beside = startLoadClient();
+    stack.defer(() => beside.close());
+    const running: Running = { target, client, beside, nextCard: 0, nextBesideCard: mixedFirstCard, detokenized: [] };
     progress(`${name}: ready, warming up for ${settleSeconds(options)} s …`);
     running.nextCard += (await client.run(job(running, 'tokenize', fixedConnections, { seconds: settleSeconds(options) }))).cards;
     return running;
@@ -131,7 +140,7 @@ async function main(options: Options, stack: AsyncDisposableStack): Promise<bool
 
   const measurements: Measurement[] = [];
   for (const scenario of options.scenarios) {
-    for (const connections of scenario === 'tokenize' ? options.connections : [scenario === 'batch' ? batchConnections : fixedConnections]) {
+    for (const connections of scenario === 'tokenize' ? options.connections : [scenario === 'batch' ? batchConnections : scenario === 'mixed' ? mixedConnections : fixedConnections]) {
       const rounds: { real: Round[]; bare: Round[] } = { real: [], bare: [] };
       for (let round = 1; round <= options.rounds; round++) {
         // The bare server answers tokenize only; the other scenarios stand alone.
@@ -172,6 +181,7 @@ async function measure(running: Running, scenario: ScenarioName, connections: nu
   const commitsBefore = await readCommits(target);
   const use = { server: 0, postgres: 0 };
   let counted = group;
+  const batches = scenario !== 'mixed' ? null : running.beside.run({ ...job(running, 'batch', batchConnections, { seconds: options.seconds + options.warmup + 1 }), firstCard: running.nextBesideCard });
   try {
     const result = await client.run(job(running, scenario, connections, { seconds: options.seconds, warmupSeconds: options.warmup }), (begins) => {
       // A pool opens its connections, and so PostgreSQL its backends, in the warm-up: only now are all of them known.
@@ -180,6 +190,11 @@ async function measure(running: Running, scenario: ScenarioName, connections: nu
       use.postgres = cpuSeconds(counted.postgres) - use.postgres;
     });
     running.nextCard += result.cards;
+    if (batches !== null) {
+      const beside = await batches;
+      running.nextBesideCard += beside.cards;
+      progress(`  beside it ${(beside.perSecond * 1000).toFixed(0)} cards a second in batches, p99 ${beside.latencyMs.p99.toFixed(0)} ms${Object.keys(beside.failures).length > 0 ? `, ${JSON.stringify(beside.failures)}` : ''}`);
+    }
     if (scenario === 'detokenize') running.detokenized.push({ atMs: Date.now(), count: result.sent });
     const commits = await readCommits(target);
     const after = residentBytes(counted.server);

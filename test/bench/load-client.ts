@@ -83,7 +83,7 @@ async function runJob(job: Job): Promise<JobResult> {
     },
   });
   if (collect !== null) known = { first: job.firstCard, count: job.requests ?? 0, tokens: collect };
-  const cards = job.scenario === 'tokenize' ? result.sent : job.scenario === 'batch' ? result.sent * batchSize : 0;
+  const cards = job.scenario === 'tokenize' || job.scenario === 'mixed' ? result.sent : job.scenario === 'batch' ? result.sent * batchSize : 0;
   return { ...result, clientCpuSeconds: cpuSeconds, cards };
 }
 
