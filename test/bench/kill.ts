@@ -2,7 +2,8 @@
  * `bench --kill`: ends processes of the vault and of its PostgreSQL with kill -9, at random moments under load, and reckons with all that stands
  * afterwards (test/support/ledger.ts). The seed repeats the dice, of kills and of calls; the moments themselves are the machine's.
  */
-import { readFileSync, readlinkSync } from 'node:fs';
+import { readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { plainLines, freePort, startAppliance, until, type Appliance } from '../support/appliance.ts';
@@ -93,8 +94,12 @@ class Campaign {
       show('');
       if (this.#kills % every === 0 || this.#kills >= kills) await this.#reckon(appliance, ledger, this.#kills >= kills, show);
     }
-    const { code, signal } = await appliance.stop();
-    if (code !== 0) this.#faults.push(`the last stop ended with ${code ?? signal}`);
+    try {
+      const { code, signal } = await appliance.stop();
+      if (code !== 0) this.#faults.push(`the last stop ended with ${code ?? signal}`);
+    } catch (error) {
+      this.#faults.push((error as Error).message);
+    }
     const told = plainLines(appliance.err).filter((text) => !text.startsWith('cofre: '));
     if (told.length > 0) this.#faults.push(`standard error holds ${told.length} lines that are no message: ${told[0]}`);
     progress.end();
@@ -112,7 +117,8 @@ class Campaign {
     for (const fault of this.#faults) console.log(`- ${fault}`);
     if (keep) {
       left = true;
-      console.log(`left: ${appliance.home}`);
+      writeFileSync(join(appliance.home, 'messages.log'), appliance.err);
+      console.log(`left: ${appliance.home}, with what the vault said in messages.log`);
     }
     return 1;
   }
