@@ -7,7 +7,8 @@ import t from 'tap';
 import { CeremonyError, parseCeremonyPlan, plannedKeys, runCeremony } from '../../hsm/ceremony.ts';
 import type { CeremonyPlan } from '../../hsm/ceremony.ts';
 import { labels } from '../../hsm/keyring.ts';
-import { CKO, findAll, findOne, generateAesKey, generateSigningKeyPair, initialize } from '../../hsm/pkcs11.ts';
+import { CKA, CKK, CKM, CKO, findAll, findOne, generateAesKey, generateSigningKeyPair, initialize } from '../../hsm/pkcs11.ts';
+import type { Attribute, SessionRef } from '../../hsm/pkcs11.ts';
 import { softHsmPath, softToken } from '../support/softhsm.ts';
 import { bareHsm, hsmOf, keyringOf, memoryStore, planFor, rawSession, softKind, strictKind } from './hsms.ts';
 import type { Hsm } from './hsms.ts';
@@ -169,6 +170,42 @@ t.test('resume refuses a key of the right label and the wrong kind', async (t) =
   generateAesKey(session, labels.control);
   const stopped = await caught(runCeremony(planOf(hsm), { pin: hsm.pin, now, module: hsm.module, resume: true }));
   t.match(stopped.message, /stopped at cofre\/control\/v1: a key has the wrong type or size/);
+});
+
+t.test('resume refuses a key that can be read out of the token, was brought into it, or has the public half of another', async (t) => {
+  const template = (sensitive: boolean, extractable: boolean): Attribute[] => [
+    { type: CKA.CLASS, value: CKO.SECRET_KEY },
+    { type: CKA.KEY_TYPE, value: CKK.GENERIC_SECRET },
+    { type: CKA.TOKEN, value: true },
+    { type: CKA.SENSITIVE, value: sensitive },
+    { type: CKA.EXTRACTABLE, value: extractable },
+    { type: CKA.SIGN, value: true },
+    { type: CKA.LABEL, value: labels.control },
+  ];
+  const generate = (session: SessionRef, sensitive: boolean, extractable: boolean): unknown =>
+    session.module.C_GenerateKey(session.handle, { mechanism: CKM.GENERIC_SECRET_KEY_GEN }, [...template(sensitive, extractable), { type: CKA.VALUE_LEN, value: 32 }]);
+  // Not among the calls that the product makes: nobody brings a key in by it.
+  const bringIn = ({ module, handle }: SessionRef): unknown =>
+    (module as unknown as { C_CreateObject(session: Buffer, template: Attribute[]): Buffer }).C_CreateObject(handle, [...template(true, false), { type: 0x11 /* CKA_VALUE */, value: Buffer.alloc(32, 7) }]);
+  const mixPairs = (session: SessionRef): void => {
+    const [one, other] = [generateSigningKeyPair(session, 'ed25519', labels.logSigning), generateSigningKeyPair(session, 'ed25519', labels.logSigning)];
+    session.module.C_DestroyObject(session.handle, one.publicKey);
+    session.module.C_DestroyObject(session.handle, other.privateKey);
+  };
+  const table: readonly (readonly [string, (session: SessionRef) => unknown, RegExp])[] = [
+    ['not sensitive', (session) => generate(session, false, false), /stopped at cofre\/control\/v1: a key is not kept on the token, or could be read out of it/],
+    ['extractable', (session) => generate(session, true, true), /stopped at cofre\/control\/v1: a key is not kept on the token, or could be read out of it/],
+    ['brought in', bringIn, /stopped at cofre\/control\/v1: a key has not always been inside the token/],
+    ['of two pairs', mixPairs, /stopped at cofre\/sign\/log\/v1: a signing key and its public key do not belong together/],
+  ];
+  for (const [what, plant, message] of table) {
+    const hsm = bareHsm(t, softKind);
+    const session = rawSession(hsm);
+    plant(session);
+    const stopped = await caught(runCeremony(planOf(hsm), { pin: hsm.pin, now, module: hsm.module, resume: true }));
+    t.match(stopped.message, message, what);
+    session.close();
+  }
 });
 
 t.test('a production ceremony is never resumed', async (t) => {

@@ -6,7 +6,7 @@ import { keyIdOf } from '../../hsm/card-cipher.ts';
 import { HsmError } from '../../hsm/errors.ts';
 import { macInput } from '../../hsm/key-registry.ts';
 import { labels, openKeyring } from '../../hsm/keyring.ts';
-import { CKA, CKM, CKO, findOne, generateHmacKey } from '../../hsm/pkcs11.ts';
+import { CKA, CKM, CKO, findOne, generateHmacKey, generateSigningKeyPair } from '../../hsm/pkcs11.ts';
 import { verifySignature } from '../../hsm/signer.ts';
 import { hsmError } from './hsm-error.ts';
 import { bareHsm, custodies, hsmOf, keyringOf, kinds, memoryStore, planFor, rawSession, softKind, strictKind } from './hsms.ts';
@@ -208,6 +208,36 @@ for (const kind of kinds) {
         await t.rejects(async () => opener.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'));
       });
 
+      await t.test('a key whose row was edited under a running process is forgotten at its next upkeep', async (t) => {
+        const store = memoryStore(t);
+        const keyring = await keyringOf(t, hsm, { custody, store });
+        const { cipher } = keyring.forTenant('acme');
+        const sealed = await cipher.seal('pan', digits, binding('acme'));
+        const original = store.rows.find((row) => row.keyId === keyIdOf(sealed))!;
+        store.edit(original.keyId, { createdAt: new Date(original.createdAt.getTime() + 1) });
+        await t.rejects(keyring.upkeep(), hsmError('corrupt'));
+        await t.rejects(async () => cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'));
+        await t.rejects(async () => cipher.seal('pan', digits, binding('acme')), HsmError, 'nor does it seal');
+        store.edit(original.keyId, original);
+        t.same(await cipher.open(receipt(), 'pan', sealed, binding('acme')), digits, 'undone, it opens');
+      });
+
+      await t.test('a row with a good MAC is refused where its material is of another version or of another key', async (t) => {
+        const store = memoryStore(t);
+        const keyring = await keyringOf(t, hsm, { custody, store });
+        const sealed = await keyring.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        const row = store.rows.find((other) => other.keyId === keyIdOf(sealed))!;
+        const later = Buffer.from(row.material);
+        later.writeUInt16BE(2, 1);
+        const [material, refused] =
+          custody === 'envelope'
+            ? [later, { ...hsmError('not_found'), message: 'a key is encrypted under an unknown version of the domain key' }]
+            : [store.rows.find((other) => other.domain === 'globex' && other.kind === 'data')!.material, { ...hsmError('corrupt'), message: 'a key registry row names the wrong object' }];
+        store.edit(row.keyId, { material, mac: await keyring.control.mac(macInput({ ...row, material })) });
+        const opening = await keyringOf(t, hsm, { custody, store, uses: ['open'] });
+        await t.rejects(async () => opening.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), refused);
+      });
+
       await t.test('a key whose count of leased seals went back seals no more', async (t) => {
         const store = memoryStore(t);
         const warnings: string[] = [];
@@ -360,21 +390,42 @@ t.test('a keyring does not open', async (t) => {
     t.equal(hsm.strict!.wrongPins, 1);
   });
   await t.test('with a key that could be read out of the HSM', async (t) => {
-    const hsm = bareHsm(t, softKind);
-    const session = rawSession(hsm);
-    const template = [
-      { type: CKA.CLASS, value: CKO.SECRET_KEY },
-      { type: CKA.KEY_TYPE, value: 0x10 },
-      { type: CKA.VALUE_LEN, value: 32 },
-      { type: CKA.TOKEN, value: true },
-      { type: CKA.SENSITIVE, value: false },
-      { type: CKA.EXTRACTABLE, value: true },
-      { type: CKA.SIGN, value: true },
-      { type: CKA.LABEL, value: labels.control },
-    ];
-    hsm.module.C_GenerateKey(session.handle, { mechanism: CKM.GENERIC_SECRET_KEY_GEN }, template);
+    for (const [sensitive, extractable] of [[false, true], [true, true], [false, false]] as const) {
+      const hsm = bareHsm(t, softKind);
+      const session = rawSession(hsm);
+      const template = [
+        { type: CKA.CLASS, value: CKO.SECRET_KEY },
+        { type: CKA.KEY_TYPE, value: 0x10 },
+        { type: CKA.VALUE_LEN, value: 32 },
+        { type: CKA.TOKEN, value: true },
+        { type: CKA.SENSITIVE, value: sensitive },
+        { type: CKA.EXTRACTABLE, value: extractable },
+        { type: CKA.SIGN, value: true },
+        { type: CKA.LABEL, value: labels.control },
+      ];
+      hsm.module.C_GenerateKey(session.handle, { mechanism: CKM.GENERIC_SECRET_KEY_GEN }, template);
+      session.close();
+      await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), { ...hsmError('refused'), message: 'a key in the HSM could be read out of it' }, `sensitive ${sensitive}, extractable ${extractable}`);
+    }
+  });
+  await t.test('with a signing key whose public half is of another pair, or on another curve', async (t) => {
+    const hsm = await hsmOf(t, softKind);
+    let session = rawSession(hsm);
+    const half = (objectClass: number): Buffer => findOne(session, objectClass, labels.logSigning);
+    hsm.module.C_DestroyObject(session.handle, half(CKO.PUBLIC_KEY));
+    const other = generateSigningKeyPair(session, 'ed25519', labels.logSigning);
+    hsm.module.C_DestroyObject(session.handle, other.privateKey);
+    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), { ...hsmError('corrupt'), message: 'a signing key and its public key do not belong together' });
+
+    // The library was finalized with the keyring that did not open.
+    session = rawSession(hsm);
+    for (const objectClass of [CKO.PUBLIC_KEY, CKO.PRIVATE_KEY]) hsm.module.C_DestroyObject(session.handle, half(objectClass));
+    const common = [{ type: CKA.TOKEN, value: true }, { type: CKA.LABEL, value: labels.logSigning }];
+    // 1.3.132.0.34 secp384r1 (RFC 5480 section 2.1.1.1)
+    const secp384r1 = { type: CKA.EC_PARAMS, value: Buffer.from('06052b81040022', 'hex') };
+    hsm.module.C_GenerateKeyPair(session.handle, { mechanism: CKM.EC_KEY_PAIR_GEN }, [...common, { type: CKA.PRIVATE, value: false }, { type: CKA.VERIFY, value: true }, secp384r1], [...common, { type: CKA.SENSITIVE, value: true }, { type: CKA.EXTRACTABLE, value: false }, { type: CKA.SIGN, value: true }]);
     session.close();
-    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), hsmError('refused'));
+    await t.rejects(keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t) }), { ...hsmError('refused'), message: 'a signing key is neither Ed25519 nor ECDSA P-256' });
   });
   await t.test('where the module cannot be loaded', async (t) => {
     const hsm = await hsmOf(t, strictKind);

@@ -250,10 +250,28 @@ t.test('closing waits for the call under way and turns away those that wait', as
   const slow = keyring.control.mac(digits);
   const turnedAway = t.rejects(keyring.control.mac(digits), hsmError('unavailable'));
   await new Promise((resolve) => setImmediate(resolve));
-  const closed = keyring.close();
+  let done = false;
+  const closed = keyring.close().finally(() => (done = true));
+  await turnedAway;
+  await new Promise((resolve) => setImmediate(resolve));
+  t.notOk(done, 'it waits');
   release();
   t.equal((await slow).length, 32);
-  await Promise.all([closed, turnedAway]);
+  await closed;
+});
+
+t.test('a library with a call that hangs is not finalized for the sake of a recovery', async (t) => {
+  const { hsm, strict } = await strictOf(t);
+  const keyring = await keyringOf(t, hsm, { custody: 'direct', store: memoryStore(t), sessions: { ...eager, size: 4, callMs: 20 } });
+  const release = strict.hangNext('C_SignAsync');
+  await t.rejects(keyring.control.mac(digits), hsmError('unavailable'));
+  strict.goAway();
+  const finalized = strict.calls.get('C_Finalize');
+  await t.rejects(keyring.control.mac(digits), hsmError('unavailable'));
+  t.equal(strict.calls.get('C_Finalize'), finalized, 'it could crash the process');
+  strict.comeBack();
+  release();
+  await exercise(t, keyring);
 });
 
 t.test('a PIN that was changed while the HSM was away is tried once, not until the token locks it', async (t) => {
