@@ -268,8 +268,7 @@ async function knownTokens(tx: ClientBase, open: readonly Slot[], rows: Readonly
  */
 async function findUnproven(tx: ClientBase, open: readonly Slot[], rows: ReadonlyMap<string, TokenRow>): Promise<Set<string>> {
   const asked = new Map<string, { readonly row: TokenRow; readonly tenant: Tenant }>();
-  for (const { call, item } of open) {
-    const key = cardKey(item.card);
+  for (const { call, key } of open) {
     const row = rows.get(key);
     if (row !== undefined && row.status !== null && isDead(row.status)) asked.set(key, { row, tenant: call.operation.tenant });
   }
