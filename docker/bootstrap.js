@@ -16,11 +16,11 @@ const bin = (name) => join(ROOT, 'node_modules', '.bin', name);
 const [name, ...args] = process.argv.slice(2);
 const home = resolve(process.env.COFRE_HOME || join(ROOT, '.cofre'));
 
-/** Each command: whether it needs SoftHSM, whether it keeps state, and its command line under the Node that was found. Tests make state of their own. */
+/** Each command: whether it needs SoftHSM, the tools of the extended tests, whether it keeps state, and its command line under the Node that was found. Tests make state of their own. */
 const COMMANDS = {
   start: { hsm: true, state: true, line: (node) => hardened(node, [join(ROOT, 'vault', 'bin', 'cofre.ts'), 'serve', ...args]) },
   test: { hsm: true, line: (node) => [node, join(ROOT, 'test', 'run.ts'), ...args] },
-  'test-extended': { hsm: true, state: true, line: (node) => [node, join(ROOT, 'test', 'extended.ts'), ...args] },
+  'test-extended': { hsm: true, tools: true, state: true, line: (node) => [node, join(ROOT, 'test', 'extended.ts'), ...args] },
   fuzz: { hsm: true, state: true, line: (node) => [node, join(ROOT, 'test', 'fuzz', 'fuzz.ts'), ...args] },
   bench: { hsm: true, state: true, line: (node) => [node, join(ROOT, 'test', 'bench', 'bench.ts'), ...args] },
   check: { hsm: false, line: (node) => [node, bin('tsc'), '-p', ROOT, ...args] },

@@ -30,12 +30,12 @@ export class SetUpError extends Error {}
  *
  * Safe to be killed at any moment and to be run many times at once: one works, the others wait. What was left half done is done again, since each part is marked only when it was seen to work.
  */
-export function setUp({ hsm }) {
+export function setUp({ hsm, tools = false }) {
   const lock = takeLock();
   try {
     const install = !packagesInstalled();
     const compile = !addonBuilt();
-    systemPackages({ hsm, install, compile });
+    systemPackages({ hsm, tools, install, compile });
     if (install) installPackages(lock);
     if (compile) buildAddon();
   } finally {
@@ -127,12 +127,17 @@ function buildAddon() {
 }
 
 /** Installs system packages where it may, otherwise throws one line that says which. */
-function systemPackages({ hsm, install, compile }) {
+function systemPackages({ hsm, tools, install, compile }) {
   const missing = [];
   if (hsm && !SOFTHSM.some((file) => existsSync(file))) missing.push('softhsm2');
   if (install) {
     if (!hasCommand('python3')) missing.push('python3');
     if (!hasCommand('make')) missing.push('make');
+  }
+  if (tools) {
+    // For test/extended: Python's venv comes apart from Python in Debian.
+    if (spawnSync('python3', ['-c', 'import venv, ensurepip'], { stdio: 'ignore' }).status !== 0) missing.push('python3-venv');
+    if (!hasCommand('testssl')) missing.push('testssl.sh');
   }
   if ((install && !hasCommand('g++')) || (compile && !hasCommand('cc'))) missing.push('g++');
   if (missing.length === 0) return;

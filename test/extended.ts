@@ -1,4 +1,6 @@
 import { startInCleanClone } from './extended/clean-clone.ts';
+import { fuzzApi } from './extended/schemathesis.ts';
+import { scanListeners } from './extended/testssl.ts';
 
 /**
  * What `npm run test:extended` runs: parts that take long, install more than npm packages (cached under COFRE_HOME), or need a machine of their own. `npm run test:extended -- clean` runs the parts whose names contain one of the words.
@@ -12,7 +14,11 @@ interface Part {
   readonly run: () => Promise<readonly string[]>;
 }
 
-const PARTS: readonly Part[] = [{ name: 'npm start in a clean clone, as a user without rights', run: startInCleanClone }];
+const PARTS: readonly Part[] = [
+  { name: 'npm start in a clean clone, as a user without rights', run: startInCleanClone },
+  { name: 'schemathesis over the whole API', run: fuzzApi },
+  { name: 'testssl.sh on both listeners', run: scanListeners },
+];
 
 const words = process.argv.slice(2);
 const chosen = PARTS.filter((part) => words.length === 0 || words.some((word) => part.name.includes(word)));
