@@ -64,6 +64,15 @@ t.test('what was committed is there after stop and start, and the server is dura
   );
 });
 
+t.test('a server that does not flush what it acknowledges is refused, by the name of its setting', async (t) => {
+  const folder = stateFolder(t);
+  for (const setting of ['fsync', 'full_page_writes'] as const) {
+    const server = await started(t, folder, { settings: { [setting]: 'off' } });
+    await t.rejects(withClient(adminConnection(server.adminUrl), assertDurable), { message: `PostgreSQL runs with ${setting}=off, so acknowledged tokens could be lost: set it to on` });
+    await server.stop();
+  }
+});
+
 t.test('the owner is no superuser, and a wrong password does not enter', async (t) => {
   const server = await started(t, stateFolder(t));
   t.same(await write(server, 'SELECT rolsuper, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = current_user'), [{ rolsuper: false, rolcreaterole: true, rolcreatedb: true }]);

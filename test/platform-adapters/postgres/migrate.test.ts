@@ -64,6 +64,21 @@ t.test('a file that fails leaves the files before it, and nothing of itself', as
   t.equal(await asOwner(fresh, (client) => migrate(client, { database: fresh.database, folder })), 1, 'a mended file goes on from there');
 });
 
+t.test('a file and its row in the table stand together or not at all', async (t) => {
+  const { fresh, folder } = await emptyDatabase(t, TWO);
+  await t.rejects(
+    asOwner(fresh, (client) => {
+      const query = client.query.bind(client) as (...args: unknown[]) => Promise<unknown>;
+      client.query = ((...args: unknown[]) => (String(args[0]).startsWith('INSERT INTO schema_migrations') ? Promise.reject(new Error('cut off')) : query(...args))) as never;
+      return migrate(client, { database: fresh.database, folder });
+    }),
+    { message: 'migration 0001_first.sql failed: cut off' },
+  );
+  const left = await asOwner(fresh, (client) => client.query(`SELECT count(*)::int AS applied, to_regclass('a') AS a FROM schema_migrations`));
+  t.same(left.rows, [{ applied: 0, a: null }]);
+  t.equal(await asOwner(fresh, (client) => migrate(client, { database: fresh.database, folder })), 2);
+});
+
 t.test('an edited file, a newer schema, a late number and a doubled number are refused', async (t) => {
   const { fresh, folder, write } = await emptyDatabase(t, TWO);
   const run = (): Promise<number> => asOwner(fresh, (client) => migrate(client, { database: fresh.database, folder }));

@@ -48,6 +48,13 @@ t.test('a crash after the file and before the roles is gone on from', async (t) 
   await t.resolves(withClient(fresh.connect('relay'), (client) => client.query('SELECT 1')));
 });
 
+t.test('nobody may create in a schema that an older server left open to everybody', async (t) => {
+  const fresh = await freshDatabase(t, { migrated: false });
+  await asOwner(fresh, (client) => client.query('GRANT CREATE ON SCHEMA public TO PUBLIC'));
+  await ensure(fresh);
+  for (const role of PROCESS_ROLES) await t.rejects(withClient(fresh.connect(role), (client) => client.query('CREATE TABLE mine (n int)')), { code: '42501' }, role);
+});
+
 t.test('another database is closed to the roles of this one', async (t) => {
   const [one, other] = [await freshDatabase(t, { migrated: false }), await freshDatabase(t, { migrated: false })];
   await ensure(one);
@@ -122,4 +129,9 @@ t.test('a server that could lose what it acknowledged is refused', async (t) => 
     await client.query('SET synchronous_commit = off');
     await t.rejects(assertDurable(client), { message: /synchronous_commit=off, so acknowledged tokens could be lost/ });
   });
+  // The other settings are of a whole server, and so is its version.
+  const told = { version: 180_004, fsync: 'on', full_page_writes: 'on', synchronous_commit: 'on' };
+  const server = (change: object): Client => ({ query: async () => ({ rows: [{ ...told, ...change }] }) }) as unknown as Client;
+  await t.resolves(assertDurable(server({ version: 150_000 })));
+  await t.rejects(assertDurable(server({ version: 140_012 })), { message: 'PostgreSQL 14 is too old: Cofre needs 15 or newer' });
 });
