@@ -1,5 +1,5 @@
 import { generateKeyPairSync, sign, X509Certificate } from 'node:crypto';
-import { readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync, truncateSync } from 'node:fs';
 
 import t from 'tap';
 
@@ -322,6 +322,47 @@ t.test('lists that are not complete ones are refused by their form', (t) => {
   t.end();
 });
 
+t.test('a list is strict DER, to its last element and in the shortest form', (t) => {
+  const algorithm = der.sequence(der.oid('1.2.840.10045.4.3.2'));
+  // A signature long enough for the list's length to take two bytes.
+  const parts = [bodyOf({}, algorithm), algorithm, der.bits(Buffer.alloc(256))];
+  const list = Buffer.concat(parts);
+  const outer = (length: string): Buffer => Buffer.concat([Buffer.from(`30${length}`, 'hex'), list]);
+  const two = list.length.toString(16).padStart(4, '0');
+  t.equal(parseCrls(outer(`82${two}`)).length, 1, 'as it should be');
+  for (const length of [`8300${two}`, `840000${two}`, `85000000${two}`, '80']) t.throws(() => parseCrls(outer(length)), /is not DER/, `its length as ${length}`);
+  t.throws(() => parseCrls(der.sequence(...parts, der.integerOf(1n))), /is not DER/, 'more behind the signature');
+  const reason = der.sequence(der.sequence(der.oid('2.5.29.21'), der.octets(Buffer.from('0a0101', 'hex'))));
+  t.throws(() => parseCrls(handMade({ entry: [reason, der.integerOf(1n)] })), /is not DER/, 'more behind the extensions of an entry');
+  t.end();
+});
+
+t.test('the number of a list is positive and has at most 20 bytes, as RFC 5280 5.2.3 wants', (t) => {
+  const numbered = (hex: string): Buffer => handMade({ number: der.element(0x02, Buffer.from(hex, 'hex')) });
+  t.equal(parseCrls(numbered(`7f${'ff'.repeat(19)}`))[0]!.number, 2n ** 159n - 1n);
+  for (const hex of ['80', 'ff', `00${'ff'.repeat(20)}`, '']) t.throws(() => parseCrls(numbered(hex)), /number of a revocation list is out of range/, hex);
+  t.end();
+});
+
+t.test('a time of two digits is of 1950 to 2049, one of four of its own century, and no other form is one', (t) => {
+  const thisUpdateOf = (time: Buffer): Date => parseCrls(handMade({ thisUpdate: time }))[0]!.thisUpdate;
+  const utc = (text: string): Buffer => der.element(0x17, Buffer.from(text));
+  // RFC 5280 4.1.2.5.1
+  t.same(thisUpdateOf(utc('500101000000Z')), new Date('1950-01-01T00:00:00Z'));
+  t.same(thisUpdateOf(utc('491231235959Z')), new Date('2049-12-31T23:59:59Z'));
+  t.same(thisUpdateOf(der.element(0x18, Buffer.from('20500101000000Z'))), new Date('2050-01-01T00:00:00Z'));
+  for (const text of ['2611240000Z', '261124000000+0000', '261124000000', '261332000000Z', '261124000000.5Z']) t.throws(() => thisUpdateOf(utc(text)), /a time in a revocation list is malformed/, text);
+  t.end();
+});
+
+t.test('a file beyond 64 MiB is refused before it is read', async (t) => {
+  const set = testPki(t);
+  const list = await open(set);
+  // Sparse: it takes no room on the disk.
+  truncateSync(set.path('crl.pem'), 64 * 1024 * 1024 + 1);
+  t.match(await list.reload(), { outcome: 'refused', reason: 'the file of revocation lists is larger than 64 MiB' });
+});
+
 t.test('the subject of a certificate is read as the bytes that a list names as its issuer', (t) => {
   const set = testPki(t);
   const authority = new X509Certificate(readFileSync(set.path('ca.pem')));
@@ -334,6 +375,8 @@ interface Shape {
   readonly entry?: readonly Buffer[];
   readonly nextUpdate?: boolean;
   readonly issuer?: Buffer;
+  readonly number?: Buffer;
+  readonly thisUpdate?: Buffer;
 }
 
 /** A list of any form, its signature rubbish. */
@@ -348,9 +391,9 @@ function bodyOf(shape: Shape, algorithm: Buffer): Buffer {
     der.integerOf(1n),
     algorithm,
     shape.issuer ?? der.sequence(),
-    der.time(moment),
+    shape.thisUpdate ?? der.time(moment),
     ...(shape.nextUpdate === false ? [] : [der.time(new Date(moment.getTime() + hourMs))]),
     der.sequence(der.sequence(der.integerOf(0xab1n), der.time(moment), ...(shape.entry ?? []))),
-    der.tagged(0, der.sequence(der.sequence(der.oid('2.5.29.20'), der.octets(der.integerOf(1n))), ...(shape.extensions ?? []))),
+    der.tagged(0, der.sequence(der.sequence(der.oid('2.5.29.20'), der.octets(shape.number ?? der.integerOf(1n))), ...(shape.extensions ?? []))),
   );
 }
