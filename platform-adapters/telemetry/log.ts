@@ -51,9 +51,15 @@ export function createLog(level: string, destination: { write(line: string): voi
 export function describe(error: unknown): string {
   const parts: string[] = [];
   for (let current = error; current instanceof Error && parts.length < 4; current = current.cause) {
-    const code = 'code' in current && typeof current.code === 'string' ? `(${current.code})` : '';
-    const frame = /\n\s+at .*?((?:vault|hsm|audit|platform-adapters)\/[\w./-]+:\d+)/u.exec(current.stack ?? '')?.[1];
+    const code = 'code' in current && typeof current.code === 'string' ? `(${current.code})` : 'code' in current && typeof current.code === 'number' ? `(0x${current.code.toString(16)})` : '';
+    const frame = /\n\s+at .*?((?:vault|hsm|audit|platform-adapters)\/[\w./-]+:\d+)/u.exec(framesOf(current))?.[1];
     parts.push(`${current.name}${code}${frame === undefined ? '' : ` at ${frame}`}`);
   }
   return parts.length === 0 ? typeof error : parts.join(' < ');
+}
+
+/** The stack behind the message, whose own lines may look like frames. */
+function framesOf({ stack = '', message }: Error): string {
+  const at = stack.indexOf(message);
+  return at < 0 ? '' : stack.slice(at + message.length);
 }
