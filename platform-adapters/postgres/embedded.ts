@@ -62,6 +62,9 @@ export interface EmbeddedOptions {
 /**
  * Durability is on and stays on: the vault answers only what is on disk. Fewer, larger checkpoints keep full-page images rare under load; wal_compression would only cost time here (this build has neither lz4 nor zstd).
  *
+ * io_method: after a crash of one of its processes 18.4 may be left counting on an I/O worker that is gone (seen once in some thirty kills, by `bench --kill`). Every session that must
+ * read a page then hangs, from its log-in on, until authentication_timeout ends it a minute later. Without workers nothing can wait for one, and what is read here mostly comes from memory.
+ *
  * Statements and their values never reach the log: a row may be sealed, but its token and its metadata are nobody's business in a log file.
  */
 const SETTINGS = {
@@ -77,6 +80,7 @@ const SETTINGS = {
   checkpoint_timeout: '15min',
   wal_compression: 'off',
   jit: 'off',
+  io_method: 'sync',
   timezone: 'UTC',
   log_timezone: 'UTC',
   log_destination: 'stderr',
