@@ -1,6 +1,6 @@
 /** PostgreSQL on a disk that is full: calls are refused and not half done, the vault goes on by itself once there is room, and nothing acknowledged is lost. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, rmdirSync, statfsSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, rmdirSync, statfsSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Client } from 'pg';
@@ -37,16 +37,22 @@ t.teardown(() => postgres.stop());
 const database = { adminUrl: postgres.adminUrl } as FreshDatabase;
 const ballast = join(disk, 'ballast');
 
-/** Takes all room but so many bytes. */
-function fill(left: number): void {
-  const { bavail, bsize } = statfsSync(disk);
-  writeFileSync(ballast, Buffer.alloc(Math.max(0, bavail * bsize - left), 1));
-}
-
 const room = (): number => {
   const { bavail, bsize } = statfsSync(disk);
   return bavail * bsize;
 };
+
+/** Takes all room but so many bytes. PostgreSQL takes some of it meanwhile. */
+function fill(left: number): void {
+  const file = openSync(ballast, 'a');
+  try {
+    while (room() > left) writeSync(file, Buffer.alloc(Math.min(megabyte, room() - left), 1));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
+  } finally {
+    closeSync(file);
+  }
+}
 
 const appliance = await startAppliance(t, { database, config: { events: { outbox: true } } });
 const ready = async (): Promise<boolean> => ((await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as { ok: boolean }).ok;
