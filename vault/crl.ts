@@ -86,7 +86,9 @@ function parseCrl(bytes: Buffer): Crl {
   if (list.next() === 0xa0) {
     for (const { id, critical, value } of extensions(list.enter(0xa0).enter(0x30))) {
       if (id === oids.crlNumber) {
-        const integer = new Reader(value).take(0x02);
+        const reader = new Reader(value);
+        const integer = reader.take(0x02);
+        reader.end();
         if (integer.length > 20 || (integer[0] ?? 0x80) >= 0x80) throw new Error('the number of a revocation list is out of range');
         number = BigInt(`0x${integer.toString('hex')}`);
       } else if (critical && id !== oids.authorityKeyIdentifier) {

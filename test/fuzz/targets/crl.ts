@@ -39,6 +39,24 @@ function built(steps: Buffer): Buffer {
   return elements(0);
 }
 
+/** Whether a CRL number (RFC 5280 5.2.3), looked for in all bytes, has that value: not negative, and alone in its extension. */
+function saysNumber(bytes: Buffer, number: bigint): boolean {
+  const id = Buffer.from([0x06, 0x03, 0x55, 0x1d, 0x14]);
+  for (let at = bytes.indexOf(id); at >= 0; at = bytes.indexOf(id, at + 1)) {
+    const value = bytes.subarray(at + id.length + (bytes[at + id.length] === 0x01 ? 3 : 0));
+    const length = value[3] ?? 0;
+    const integer = value.subarray(4, 4 + length);
+    if (value[0] === 0x04 && value[1] === length + 2 && value[2] === 0x02 && integer.length === length && length > 0 && integer[0]! < 0x80 && BigInt(`0x${integer.toString('hex')}`) === number) return true;
+  }
+  return false;
+}
+
+/** Whether the length of the first element in the bytes is written as DER wants it, and reaches to their end. */
+const isWhole = (bytes: Buffer): boolean => {
+  const header = (bytes[1] ?? 0) < 0x80 ? 2 : 2 + ((bytes[1] ?? 0) & 0x7f);
+  return element(bytes[0] ?? 0, bytes.subarray(header)).equals(bytes);
+};
+
 const isWithin = (part: Uint8Array, bytes: Uint8Array): boolean => part.byteOffset >= bytes.byteOffset && part.byteOffset + part.length <= bytes.byteOffset + bytes.length;
 
 export const target: Target = {
@@ -52,6 +70,8 @@ export const target: Target = {
     if (typeof lists !== 'string') for (const list of lists) {
       if (!(list.thisUpdate.getTime() === list.thisUpdate.getTime() && list.nextUpdate.getTime() === list.nextUpdate.getTime() && list.number >= 0n)) throw new Error('a list without a time or a number is taken');
       for (const serial of list.serials) if (!/^(?:[1-9a-f][0-9a-f]*)?$/u.test(serial)) throw new Error('a serial has another form');
+      if (!saysNumber(list.tbs, list.number)) throw new Error('a number is read that is not there');
+      if (!isWhole(list.tbs) || !isWhole(list.issuer) || (isDer && !isWhole(input))) throw new Error('a length is not as DER wants it');
       if (isDer && !(isWithin(list.tbs, input) && isWithin(list.issuer, list.tbs) && isWithin(list.signature, input))) throw new Error('a part is not a part of the file');
     }
     const names = refusing(() => namesOf(input));
