@@ -28,8 +28,8 @@ export interface Outcome {
   readonly branches: number;
   /** Inputs kept, those of before included. */
   readonly corpus: number;
-  /** What did not hold, and the file with the input that shows it. */
-  readonly finding: { readonly message: string; readonly file: string } | null;
+  /** What did not hold, and the file with the input that shows it; null where it showed only at the end. */
+  readonly finding: { readonly message: string; readonly file: string | null } | null;
 }
 
 /** Inputs that one campaign may add to the tree. */
@@ -167,12 +167,17 @@ async function keepFew(): Promise<void> {
 
 if (!existsSync(order.folder)) throw new Error('the folder for what is found is missing');
 await target.open?.();
-let result: Outcome;
+let result: Outcome | null = null;
 try {
   result = await fuzz();
   if (order.keep && result.finding === null) await keepFew();
 } finally {
-  await target.close?.();
+  try {
+    await target.close?.();
+  } catch (error) {
+    // What an input has shown counts more than what is left of it at the end.
+    if (result?.finding === null) result = { ...result, finding: { message: (error as Error).message, file: null } };
+  }
 }
 // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a worker's port has no origin
 parentPort!.postMessage(result);

@@ -35,7 +35,7 @@ for (const target of chosen) {
   console.log(`  ${executions} executions in ${took.toFixed(0)} s (${Math.round(executions / took)} a second), ${corpus} inputs kept${branches === 0 ? '' : `, ${branches} branches`}`);
   if (finding === null) console.log('  ok');
   else {
-    console.log(`  FAILED ${finding.message}\n  the input: ${finding.file}`);
+    console.log(`  FAILED ${finding.message}${finding.file === null ? '' : `\n  the input: ${finding.file}`}`);
     failed++;
   }
 }
