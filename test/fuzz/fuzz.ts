@@ -59,7 +59,8 @@ async function campaign(order: Order): Promise<Outcome> {
     // Before the first one, an appliance may have to start.
     else if (executions > 0 && performance.now() - last.at > hangMs) {
       const file = writeInput(join(order.folder, 'findings'), new Uint8Array(order.shared, 8, shared.getUint32(4)), 'hang-');
-      void worker.terminate().then(() => resolve({ executions, seconds: (performance.now() - began) / 1000, branches: 0, corpus: 0, finding: { message: 'an execution hangs', file } }));
+      resolve({ executions, seconds: (performance.now() - began) / 1000, branches: 0, corpus: 0, finding: { message: 'an execution hangs', file } });
+      void worker.terminate();
     }
   }, 1000);
   worker.once('message', resolve);
