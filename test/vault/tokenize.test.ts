@@ -156,6 +156,39 @@ t.test('one Idempotency-Key on two writers at once makes one token', async (t) =
   t.ok(conflict instanceof VaultError && conflict.recorded, 'and the log says so');
 });
 
+t.test('an Idempotency-Key counts for 24 hours, swept or not', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  const first = await tokenize(5, { reuse: false }, 'a key');
+  const aged = async (by: string): Promise<void> => void (await rows(database, `UPDATE idempotency_keys SET created_at = created_at - interval '${by}'`));
+  await aged('23 hours 59 minutes');
+  t.equal((await tokenize(5, { reuse: false }, 'a key')).token, first.token);
+  t.match(await tokenize(6, { reuse: false }, 'a key').catch((error: unknown) => error), { code: 'idempotency_conflict' });
+  await aged('1 minute');
+  const second = await tokenize(6, { reuse: false }, 'a key');
+  t.ok(second.created, 'then it is free, for another card too');
+  t.equal((await tokenize(6, { reuse: false }, 'a key')).token, second.token, 'and counts again');
+  t.equal(await count(database, 'idempotency_keys'), 1);
+});
+
+t.test('an Idempotency-Key answers with no row that is not genuine, nor with one of another card', async (t) => {
+  const database = await freshDatabase(t);
+  const { tokenize } = await vault(t, database);
+  const [other, first] = [await tokenize(6), await tokenize(5, {}, 'a key')];
+  const code = async (): Promise<unknown> => await tokenize(5, {}, 'a key').then(() => null, (error: unknown) => (error as VaultError).code);
+  t.equal(await code(), null);
+  for (const [edited, restored] of [
+    [`UPDATE cards SET row_version = row_version + 1 WHERE token = '${first.token}'`, `UPDATE cards SET row_version = row_version - 1 WHERE token = '${first.token}'`],
+    [`UPDATE idempotency_keys SET tokens = '${other.token}'`, `UPDATE idempotency_keys SET tokens = '${first.token}'`],
+    [`UPDATE idempotency_keys SET tokens = 'tok_absent'`, `UPDATE idempotency_keys SET tokens = '${first.token}'`],
+  ] as const) {
+    await rows(database, edited);
+    t.equal(await code(), 'internal', edited);
+    await rows(database, restored);
+    t.equal(await code(), null);
+  }
+});
+
 t.test('a new token and an updated card are events, with what a token\'s own metadata says; a known card and a replay are none', async (t) => {
   const database = await freshDatabase(t);
   const { tokenize } = await vault(t, database);
