@@ -100,7 +100,9 @@ class Campaign {
     } catch (error) {
       this.#faults.push((error as Error).message);
     }
-    const told = plainLines(appliance.err).filter((text) => !text.startsWith('cofre: '));
+    // What Node itself says of a primary that is gone before any code of ours runs is not ours to prevent.
+    const ours = appliance.err.replaceAll(/^node:events:\d+\n(?:(?!^Node\.js)[^])*?_setupWorker[^]*?^Node\.js .*$/gmu, '');
+    const told = plainLines(ours).filter((text) => !text.startsWith('cofre: '));
     if (told.length > 0) this.#faults.push(`standard error holds ${told.length} lines that are no message: ${told[0]}`);
     progress.end();
 

@@ -132,6 +132,8 @@ export async function runWorkerProcess(env: NodeJS.ProcessEnv): Promise<number> 
     // The primary is gone, however it went.
     process.once('disconnect', () => done());
   });
+  // It went while this process spoke to it, as one does to open a listener, which will now never be: nothing has been served, and nobody is left to be told.
+  cluster.worker?.once('error', () => process.exit(1));
   const tell = (message: Message): void => {
     if (process.connected) process.send?.(message, undefined, undefined, () => undefined);
   };
