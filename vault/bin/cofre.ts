@@ -94,3 +94,5 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
 }
 
 process.exitCode = await main(process.argv.slice(2), process.env);
+// All that matters has ended in order. What still holds the process, a connection to a database that has fallen silent, is not waited for.
+setTimeout(() => process.exit(), 2000).unref();

@@ -1,7 +1,8 @@
 /** The database of a process: prepared by whoever has the admin role, reached by each role as itself. */
 import { existsSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
-import type { ClientConfig } from 'pg';
+import type { ClientConfig, Pool } from 'pg';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { adminConnection, assertDurable, connectionFor, databaseOf, withoutCredentials } from '../../platform-adapters/postgres/connect.ts';
 import { assertSchema, migrate } from '../../platform-adapters/postgres/migrate.ts';
@@ -64,6 +65,14 @@ export async function tenantsInDatabase(connection: ClientConfig, config: Config
     await assertSchema(client);
     return await readTenants(client, tenantsOf(config));
   });
+}
+
+/** How long a pool may take to close: a database that has fallen silent does not answer that either. */
+const endPoolMs = 2000;
+
+/** Closes a pool, and does not wait for a database that is silent. Never throws. */
+export async function endPool(pool: Pool): Promise<void> {
+  await Promise.race([pool.end().catch(() => undefined), sleep(endPoolMs, undefined, { ref: false })]);
 }
 
 function tenantsOf(config: Config): { name: string; keyDomain: string }[] {

@@ -1,4 +1,5 @@
 /** The cap on guessing of a serving process: its connection, its metrics and its alarm. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Pool } from 'pg';
 import type { ClientConfig } from 'pg';
 import { describe } from '../../platform-adapters/telemetry/log.ts';
@@ -7,13 +8,17 @@ import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { Guessing } from '../guessing.ts';
+import { endPool } from './database.ts';
+
+/** How long the last sharing may take. */
+const shareAtEndMs = 3000;
 
 /** Resolves once the counts of the day are taken over, as far as the database answers. They are shared for the last time when the stack is unwound. */
 export async function openGuessing(stack: AsyncDisposableStack, options: { readonly config: Config; readonly connection: ClientConfig; readonly log: Log; readonly metrics: Metrics; readonly now: () => Date }): Promise<Guessing> {
   const { config, connection, log, metrics, now } = options;
   const pool = new Pool({ ...connection, max: 1, application_name: 'cofre guessing', connectionTimeoutMillis: 5000, query_timeout: 15_000 });
   pool.on('error', () => undefined);
-  stack.defer(() => pool.end());
+  stack.defer(() => endPool(pool));
   const guessing = new Guessing({
     distinctPerDay: config.guessing.distinct_per_day,
     mergeIntervalMs: milliseconds(config.guessing.merge_interval),
@@ -29,7 +34,10 @@ export async function openGuessing(stack: AsyncDisposableStack, options: { reado
       },
     },
   });
-  stack.defer(() => guessing.close());
+  // A database that has fallen silent is not waited for: what it was not told is counted anew.
+  stack.defer(async () => {
+    await Promise.race([guessing.close(), sleep(shareAtEndMs, undefined, { ref: false })]);
+  });
   metrics.gauge('cofre_guessing_exempt_most', 'Distinct cards with the same first six and last four digits of which a caller that may import brought most today, as far as a process saw.', () => guessing.exemptMost, 'max');
   metrics.gauge('cofre_guessing_shared_ago_seconds', 'How long ago a process shared its counts of the cap on guessing.', () => guessing.sharedAgoMs() / 1000, 'max');
   await guessing.merge();

@@ -39,7 +39,7 @@ import { pooledRandom } from '../token.ts';
 import { executeDetokenizing, executeEntries, executeTokenizing } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, EntryOutcome, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import type { LookUpOutcome } from '../validate.ts';
-import { connectionOf, tenantsInDatabase } from './database.ts';
+import { connectionOf, endPool, tenantsInDatabase } from './database.ts';
 import type { DatabaseAccess } from './database.ts';
 import { readPin } from './development.ts';
 import { openGuessing } from './guessing.ts';
@@ -106,6 +106,10 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   const detokenizing = has('detokenize') ? await openWriter<DetokenizingOperation, DetokenizingOutcome>(stack, context, 'detokenize', 'detokenize', executeDetokenizing) : null;
   const administering = has('admin') && tokenizing === null && detokenizing === null ? await openWriter<EntryOperation, EntryOutcome>(stack, context, 'admin', 'admin', executeEntries) : null;
   const writers = [tokenizing, batching, detokenizing, administering].filter((writer) => writer !== null) as readonly GroupCommit<EntryOperation, EntryOutcome>[];
+  // Side by side: each may have to wait for a database that is away.
+  stack.defer(async () => {
+    await Promise.all(writers.map((writer) => writer.close(milliseconds(config.listeners.drain_timeout))));
+  });
   const record = async (entry: Entry, share?: string): Promise<void> => {
     await writers[0]!.commit({ kind: 'entry', entry }, 1, share);
   };
@@ -263,7 +267,7 @@ class KeyEvents {
 async function openKeys(stack: AsyncDisposableStack, { home, config, access }: WorkerOptions, role: ProcessRole, tenants: readonly TenantRow[], events: KeyEvents): Promise<Keyring> {
   const pool = new Pool({ ...connectionOf(access, role), max: 2, application_name: 'cofre keys' });
   pool.on('error', () => undefined);
-  stack.defer(() => pool.end());
+  stack.defer(() => endPool(pool));
   const seals = config.roles.includes('tokenize');
   const opens = config.roles.includes('detokenize');
   const keyring = await openKeyring({
