@@ -17,8 +17,8 @@ interface Server {
   until(name: string): Promise<{ request: IncomingMessage; response: ServerResponse }>;
 }
 
-async function serve(t: Test): Promise<Server> {
-  const admission = new Admission(maxPerCaller, () => 'caller');
+async function serve(t: Test, places = maxPerCaller): Promise<Server> {
+  const admission = new Admission(places, () => 'caller');
   const admitted = new Map<string, { request: IncomingMessage; response: ServerResponse }>();
   let told = (): void => undefined;
   const server = createServer((request, response) => {
@@ -150,6 +150,25 @@ t.test('who waits for each answer may go on after a refusal, who pipelines is cu
   polite.write(get('polite'));
   await server.until('polite');
   t.pass('the other goes on');
+});
+
+t.test('a connection has 64 requests under way at most: one more closes it, and its places come back', async (t) => {
+  const server = await serve(t, 100);
+  const names = Array.from({ length: 64 }, (_, n) => `${n}`);
+  const socket = await server.connect();
+  socket.write(names.map(get).join(''));
+  await server.until('63');
+  t.equal(server.admitted.size, 64);
+  const { response: first } = server.admitted.get('0')!;
+  const closed = once(first, 'close');
+  socket.write(get('one too many'));
+  await closed;
+  t.same([...server.admitted.keys()], names);
+  for (const { request } of server.admitted.values()) server.admission.dealtWith(request);
+  const others = await Promise.all([server.connect(), server.connect()]);
+  for (const [n, other] of others.entries()) other.write(names.slice(0, 50).map((name) => get(`${n} ${name}`)).join(''));
+  for (const name of ['0 49', '1 49']) await server.until(name);
+  t.notOk(await hasPlace(server, 'the hundred and first'), 'a hundred places, no fewer and no more');
 });
 
 t.test('at the end connections that the vault owes nothing are closed, and those with a request that has not come whole if asked', async (t) => {

@@ -18,11 +18,15 @@ class Vault {
   readonly entries: Entry[] = [];
   summed = 0;
   down = false;
+  failed = 0;
   readonly refusals = new Refusals({
     entriesPerMinute: 3,
     now: () => new Date(this.time),
     write: async (entry) => {
-      if (this.down) throw new VaultError('audit_unavailable');
+      if (this.down) {
+        this.failed += 1;
+        throw new VaultError('audit_unavailable');
+      }
       this.entries.push(entry);
     },
     summed: () => void (this.summed += 1),
@@ -108,6 +112,30 @@ t.test('a refusal whose entry cannot be written says so, and counts that cannot 
   t.equal(vault.entries.length, 3);
   vault.down = false;
   await vault.nextMinute(4);
+  t.match(vault.entries[3], { action: 'refusals', detail: { not_found: 2, total: 2, since: new Date(start).toISOString() } });
+});
+
+t.test('the entries of a minute whose count cannot be written stay used up', async (t) => {
+  const vault = new Vault();
+  t.teardown(() => vault.refusals.close());
+  await vault.refuse('shop', 'not_found', 5);
+  vault.down = true;
+  vault.time += 60_000;
+  for (let tries = 0; tries < 500 && vault.failed === 0; tries += 1) await sleep(10);
+  t.ok(vault.failed > 0, 'it was tried');
+  await vault.refuse('shop', 'invalid_pan', 2);
+  t.equal(vault.summed, 4, 'these are counted too: an entry would have been refused');
+  vault.down = false;
+  await vault.nextMinute(4);
+  t.match(vault.entries[3], { action: 'refusals', detail: { not_found: 2, invalid_pan: 2, total: 4, since: new Date(start).toISOString() } });
+});
+
+t.test('a clock that was set back does not keep a minute open', async (t) => {
+  const vault = new Vault();
+  t.teardown(() => vault.refusals.close());
+  await vault.refuse('shop', 'not_found', 5);
+  vault.time -= 60 * 60_000;
+  for (let tries = 0; tries < 500 && vault.entries.length < 4; tries += 1) await sleep(10);
   t.match(vault.entries[3], { action: 'refusals', detail: { not_found: 2, total: 2, since: new Date(start).toISOString() } });
 });
 

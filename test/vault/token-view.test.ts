@@ -60,6 +60,14 @@ t.test('a row is genuine as it was written, and with any field changed it is not
   t.notOk(rowIsGenuine({ ...tenant, name: 'globex' }, row), 'another tenant');
 });
 
+t.test('a row without its fingerprint is genuine only as a dead one, whose card may have been destroyed', async (t) => {
+  for (const length of [0, 31, 33]) {
+    const fingerprint = Buffer.alloc(length);
+    for (const status of ['active', 'suspended'] as const) t.notOk(rowIsGenuine(tenant, rowWith({ status, fingerprint })), `${status}, though its MAC is right`);
+    for (const status of ['revoked', 'expired'] as const) t.ok(rowIsGenuine(tenant, rowWith({ status, fingerprint })), status);
+  }
+});
+
 t.test('bytes and fields moved between fingerprint and card are caught', async (t) => {
   // 48 bytes in a row are the same however they are divided: the lengths are checked.
   const row = rowWith();
