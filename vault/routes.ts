@@ -44,6 +44,8 @@ export interface TokenizingRoutes {
 }
 
 const singleBody = 16 * 1024;
+/** A hundred texts as long as any that the schema takes for a token. */
+const tokensBody = 128 * 1024;
 /** A thousand items of a kilobyte: a card with its name and metadata has a few hundred bytes. */
 const batchBody = 1024 * 1024;
 const problem = { default: { description: 'A refusal or failure, as application/problem+json (RFC 9457).', content: { 'application/problem+json': { schema: ProblemReply } } } };
@@ -142,7 +144,7 @@ export function addDetokenizingRoutes(app: FastifyInstance, deps: DetokenizeDeps
   });
 
   typed.post('/v1/detokenize/batch', {
-    config: facts('detokenize_batch'),
+    config: facts('detokenize_batch', 'none', true, tokensBody),
     schema: { operationId: 'detokenizeBatch', summary: 'Up to a hundred tokens in, as many card numbers out, for a stated purpose', body: DetokenizeBatchBody, response: { 200: DetokenizeBatchReply, ...problem } },
     async preValidation(request) {
       const { tokens } = (typeof request.body === 'object' && request.body !== null ? request.body : {}) as { tokens?: unknown };
