@@ -273,13 +273,16 @@ export function createServer(options: ServerOptions): FastifyInstance {
     await answerError(new VaultError('not_found'), request, reply);
   });
 
-  app.addHook('onSend', async (request, reply) => {
+  // With a callback: a promise more for each request is measurable.
+  app.addHook('onSend', (request, reply, payload, done) => {
     admission.dealtWith(request.raw);
     if (draining) reply.header('connection', 'close');
+    done(null, payload);
   });
-  app.addHook('onResponse', async (request, reply) => {
+  app.addHook('onResponse', (request, reply, done) => {
     request.taken?.[Symbol.dispose]();
     observer.answered(factsOf(request).action, request.outcomeCode ?? 'ok', reply.elapsedTime / 1000);
+    done();
   });
   app.addHook('preClose', async () => {
     draining = true;

@@ -129,6 +129,8 @@ export class Ledger {
   readonly #failed = new Set<string>();
   /** Attempts that may have been done without an answer, by action. */
   readonly #lost = new Map<string, number>();
+  /** Why an outcome was not known, one a try: a code of the vault's or of the connection's. */
+  readonly unknownCauses: string[] = [];
   /** How far the lists above were looked through by the last reckoning. */
   #checked = { tokens: 0, keyed: 0 };
 
@@ -370,7 +372,7 @@ export class Ledger {
     const deadline = performance.now() + (this.#options.patienceMs ?? 60_000);
     let unknown = false;
     for (;;) {
-      let gone = true;
+      let cause: string | null = null;
       try {
         const reply = await send();
         const code = reply.status < 400 ? null : String(reply.json()['code']);
@@ -384,14 +386,16 @@ export class Ledger {
         if (undone.has(code)) this.#undone.add(request);
         // It has its entry, and what was authorized and then did not open has two.
         else if (code === 'hsm_unavailable') this.#failed.add(request);
-        gone = code === 'outcome_unknown';
+        if (code === 'outcome_unknown') cause = code;
       } catch (error) {
         // Nobody listened: it never left.
-        gone = (error as NodeJS.ErrnoException).code !== 'ECONNREFUSED';
+        const { code = (error as Error).name } = error as NodeJS.ErrnoException;
+        if (code !== 'ECONNREFUSED') cause = code;
       }
-      if (gone) {
+      if (cause !== null) {
         unknown = true;
         counts.unknown += 1;
+        this.unknownCauses.push(`${action}: ${cause}`);
         this.#lost.set(action, (this.#lost.get(action) ?? 0) + 1);
         if (lost() === true) return null;
       } else counts.refused += 1;
