@@ -66,6 +66,8 @@ export class WriterChain {
   readonly #key: KeyObject;
   #next = 0n;
   #previous: Buffer = noPredecessor;
+  /** When the last committed batch was formed. */
+  #formedAt: Date;
 
   private constructor(writer: bigint, role: string, key: KeyObject, certificate: string, startedAt: Date) {
     this.writer = writer;
@@ -73,6 +75,7 @@ export class WriterChain {
     this.#key = key;
     this.certificate = certificate;
     this.startedAt = startedAt;
+    this.#formedAt = startedAt;
   }
 
   /** Makes a writer with a fresh key and has the HSM certify it. `origin` is the log's name, as which the HSM's key signs. */
@@ -105,6 +108,11 @@ export class WriterChain {
     return await insertTombstone(client, tombstone, lost);
   }
 
+  /** When the last batch was formed: a clock that shows less was set back. */
+  get formedAt(): Date {
+    return this.#formedAt;
+  }
+
   /** The number that the next batch will have. */
   get nextNumber(): bigint {
     return this.#next;
@@ -131,6 +139,7 @@ export class WriterChain {
   committed(batch: Batch): Receipt[] {
     if (batch.writer !== this.writer || batch.number !== this.#next) throw new Error('a batch was committed out of order');
     this.#previous = headerHash(batchHeader(batch));
+    this.#formedAt = batch.formedAt;
     this.#next += 1n;
     return Array.from({ length: batch.entryCount }, (_, index) => new Receipt(mint, batch, index));
   }
@@ -141,7 +150,9 @@ export class WriterChain {
   }
 
   #sign(body: Pick<Batch, 'kind' | 'formedAt' | 'entryCount' | 'bundle'>): Batch {
-    const unsigned = { writer: this.writer, number: this.#next, previous: this.#previous, ...body };
+    // A clock that is set back does not take the chain with it: entries keep the time that it showed, batches stay in order.
+    const formedAt = body.formedAt < this.#formedAt ? this.#formedAt : body.formedAt;
+    const unsigned = { writer: this.writer, number: this.#next, previous: this.#previous, ...body, formedAt };
     return { ...unsigned, signature: sign(null, batchHeader(unsigned), this.#key) };
   }
 }

@@ -50,27 +50,46 @@ export function headerHash(header: Buffer): Buffer {
   return createHash('sha256').update(header).digest();
 }
 
+/** What a chain must go on from: the number and predecessor of the batch that comes next, and the time that it may not fall behind. */
+export interface ChainPosition {
+  readonly next: bigint;
+  /** SHA-256 of the last batch's header; 32 bytes, `noPredecessor` before the first. */
+  readonly previous: Buffer;
+  /** When the last batch was formed; null before the first. */
+  readonly formedAt: Date | null;
+}
+
+export const chainStart: ChainPosition = { next: 0n, previous: noPredecessor, formedAt: null };
+
 /**
- * What is wrong with a writer's batches, or null: gap, order, predecessor, signature, count. `batches` is in ascending order from
- * number 0. That the last one is the last, only somebody outside can tell: a successor's start entry, or a checkpoint.
+ * Where the chain stands after `batch`, or what is wrong with `batch` at this place: gap, predecessor, time, signature, count. Never throws.
  * `countEntries` may throw on a bundle that is none.
  */
+export function followChain(position: ChainPosition, batch: Batch, publicKey: KeyObject, countEntries: (bundle: Buffer) => number): ChainPosition | string {
+  if (batch.number !== position.next) return `batch ${position.next} is missing`;
+  if (!batch.previous.equals(position.previous)) return `batch ${batch.number} does not follow its predecessor`;
+  try {
+    const header = batchHeader(batch);
+    if (!verify(null, header, publicKey, batch.signature)) return `batch ${batch.number} has a wrong signature`;
+    if (countEntries(batch.bundle) !== batch.entryCount) return `batch ${batch.number} does not hold the entries that it counts`;
+    if (position.formedAt !== null && batch.formedAt < position.formedAt) return `batch ${batch.number} is older than its predecessor`;
+    return { next: batch.number + 1n, previous: headerHash(header), formedAt: batch.formedAt };
+  } catch {
+    // A row may hold what no header can: a negative count, a time at infinity.
+    return `batch ${batch.number} is not a batch`;
+  }
+}
+
+/**
+ * What is wrong with a writer's batches, or null. `batches` is in ascending order from number 0. That the last one is the last, only
+ * somebody outside can tell: a successor's start entry, or a checkpoint.
+ */
 export function checkChain(batches: Iterable<Batch>, publicKey: KeyObject, countEntries: (bundle: Buffer) => number): string | null {
-  let expected = 0n;
-  let previous = noPredecessor;
+  let position = chainStart;
   for (const batch of batches) {
-    if (batch.number !== expected) return `batch ${expected} is missing`;
-    if (!batch.previous.equals(previous)) return `batch ${batch.number} does not follow its predecessor`;
-    try {
-      const header = batchHeader(batch);
-      if (!verify(null, header, publicKey, batch.signature)) return `batch ${batch.number} has a wrong signature`;
-      if (countEntries(batch.bundle) !== batch.entryCount) return `batch ${batch.number} does not hold the entries that it counts`;
-      previous = headerHash(header);
-    } catch {
-      // A row may hold what no header can: a negative count, a time at infinity.
-      return `batch ${batch.number} is not a batch`;
-    }
-    expected += 1n;
+    const followed = followChain(position, batch, publicKey, countEntries);
+    if (typeof followed === 'string') return followed;
+    position = followed;
   }
   return null;
 }

@@ -63,18 +63,8 @@ export async function* readBatches(client: ClientBase, writer: bigint, options: 
       values: [writer, after, pageSize],
     });
     for (const row of page.rows) {
-      const number = BigInt(row.number);
-      after = number;
-      yield {
-        writer,
-        number,
-        kind: kindOf(row.kind),
-        formedAt: row.formed_at,
-        entryCount: row.entry_count,
-        previous: row.previous,
-        bundle: row.bundle,
-        signature: row.signature,
-      };
+      after = BigInt(row.number);
+      yield batchOfRow(writer, row);
     }
     if (page.rows.length < pageSize) return;
   }
@@ -96,7 +86,21 @@ function kindOf(code: number): BatchKind {
   throw new Error('the log holds a batch of an unknown kind');
 }
 
-interface BatchRow {
+/** A batch as it stands. @throws Error if it is of a kind that was never written. */
+export function batchOfRow(writer: bigint, row: BatchRow): Batch {
+  return {
+    writer,
+    number: BigInt(row.number),
+    kind: kindOf(row.kind),
+    formedAt: row.formed_at,
+    entryCount: row.entry_count,
+    previous: row.previous,
+    bundle: row.bundle,
+    signature: row.signature,
+  };
+}
+
+export interface BatchRow {
   number: string;
   kind: number;
   formed_at: Date;

@@ -1,0 +1,194 @@
+/** SQL of the log after sequencing (migration 0010): the tree, its checkpoints, and what it is searched by. */
+import type { ClientBase, Pool } from 'pg';
+import type { Batch } from './chain.ts';
+import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain, TreeStore } from './sequencer.ts';
+import { batchOfRow } from './store.ts';
+import type { BatchRow } from './store.ts';
+
+const stateCode: Readonly<Record<ChainState, number>> = { open: 0, closed: 1, succeeded: 2, distrusted: 3 };
+const stateOf: readonly ChainState[] = ['open', 'closed', 'succeeded', 'distrusted'];
+
+interface ChainRow {
+  writer: string;
+  next: string;
+  previous: Buffer;
+  formed_at: Date | null;
+  state: number;
+}
+
+const storedChain = (row: ChainRow): StoredChain => ({
+  writer: BigInt(row.writer),
+  position: { next: BigInt(row.next), previous: row.previous, formedAt: row.formed_at },
+  state: stateOf[row.state]!,
+});
+
+/** The tree in PostgreSQL, as the sequencing role. `pool` is the caller's. */
+export function postgresTreeStore(pool: Pool): TreeStore {
+  return {
+    head: () => readHead(pool),
+    async create({ head, firstLeaf, at }: NewLog) {
+      await inTransaction(pool, async (tx) => {
+        const { rowCount } = await tx.query(
+          'INSERT INTO logs (log_id, origin, size, root, started_at, first_leaf) VALUES ($1::int, $2::text, $3::bigint, $4::bytea, $5::timestamptz, $6::bytea) ON CONFLICT DO NOTHING',
+          [head.logId, head.origin, head.size, head.root, at, firstLeaf],
+        );
+        // The root of a tree with one leaf is the leaf's hash.
+        if (rowCount === 1) await tx.query('INSERT INTO log_tiles (log_id, level, tile, hashes) VALUES ($1::int, 0, 0, $2::bytea)', [head.logId, head.root]);
+        return true;
+      });
+    },
+    async firstLeaf(logId) {
+      const { rows } = await pool.query<{ first_leaf: Buffer }>('SELECT first_leaf FROM logs WHERE log_id = $1::int', [logId]);
+      if (rows[0] === undefined) throw new Error('a log is gone');
+      return rows[0].first_leaf;
+    },
+    tile: (logId, level, index) => readTile(pool, logId, level, index),
+    async chains() {
+      const { rows } = await pool.query<ChainRow>('SELECT writer, next, previous, formed_at, state FROM log_chains WHERE state IN (0, 2)');
+      return rows.map(storedChain);
+    },
+    async chain(writer) {
+      const { rows } = await pool.query<ChainRow>('SELECT writer, next, previous, formed_at, state FROM log_chains WHERE writer = $1::bigint', [writer]);
+      return rows[0] === undefined ? null : storedChain(rows[0]);
+    },
+    async newWriters() {
+      const { rows } = await pool.query<{ writer: string; certificate: string }>(
+        `SELECT writer, certificate FROM writers w WHERE NOT EXISTS (SELECT 1 FROM log_chains c WHERE c.writer = w.writer) ORDER BY started_at, writer LIMIT 1000`,
+      );
+      return rows.map(registered);
+    },
+    async certificates(writers) {
+      const { rows } = await pool.query<{ writer: string; certificate: string }>('SELECT writer, certificate FROM writers WHERE writer = ANY ($1::bigint[])', [writers]);
+      return rows.map(registered);
+    },
+    async pending(positions, limit) {
+      if (positions.length === 0) return [];
+      const { rows } = await pool.query<BatchRow & { writer: string }>({
+        name: 'pending-batches',
+        text: `SELECT w.writer, b.number, b.kind, b.formed_at, b.entry_count, b.previous, b.bundle, b.signature
+               FROM unnest($1::bigint[], $2::bigint[]) AS w(writer, next)
+               CROSS JOIN LATERAL (SELECT * FROM batches WHERE writer = w.writer AND number >= w.next ORDER BY number LIMIT $3::int) b
+               ORDER BY w.writer, b.number`,
+        values: [positions.map(({ writer }) => writer), positions.map(({ next }) => next), limit],
+      });
+      return rows.map((row) => batchOfRow(BigInt(row.writer), row));
+    },
+    async batch(writer, number): Promise<Batch | null> {
+      const { rows } = await pool.query<BatchRow>('SELECT number, kind, formed_at, entry_count, previous, bundle, signature FROM batches WHERE writer = $1::bigint AND number = $2::bigint', [writer, number]);
+      return rows[0] === undefined ? null : batchOfRow(writer, rows[0]);
+    },
+    advance: (from, step) => inTransaction(pool, (tx) => writeStep(tx, from, step)),
+    checkpoint: (logId) => readCheckpoint(pool, logId),
+    async addCheckpoint(logId, size, note, at) {
+      await inTransaction(pool, async (tx) => {
+        await tx.query('INSERT INTO log_checkpoints (log_id, size, note, signed_at) VALUES ($1::int, $2::bigint, $3::text, $4::timestamptz) ON CONFLICT DO NOTHING', [logId, size, note, at]);
+        return true;
+      });
+    },
+  };
+}
+
+type Queryable = Pick<ClientBase, 'query'>;
+
+/** The log in use; null before there is one. */
+export async function readHead(client: Queryable): Promise<LogHead | null> {
+  const { rows } = await client.query<{ log_id: number; origin: string; size: string; root: Buffer }>('SELECT log_id, origin, size, root FROM logs ORDER BY log_id DESC LIMIT 1');
+  const [row] = rows;
+  return row === undefined ? null : { logId: row.log_id, origin: row.origin, size: Number(row.size), root: row.root };
+}
+
+/** A tile's hashes, as many as it has so far. */
+export async function readTile(client: Queryable, logId: number, level: number, index: number): Promise<Buffer | null> {
+  const { rows } = await client.query<{ hashes: Buffer }>({
+    name: 'log-tile',
+    text: 'SELECT hashes FROM log_tiles WHERE log_id = $1::int AND level = $2::smallint AND tile = $3::bigint',
+    values: [logId, level, index],
+  });
+  return rows[0]?.hashes ?? null;
+}
+
+/** The largest signed checkpoint of a log, as a note. */
+export async function readCheckpoint(client: Queryable, logId: number): Promise<string | null> {
+  const { rows } = await client.query<{ note: string }>({
+    name: 'log-checkpoint',
+    text: 'SELECT note FROM log_checkpoints WHERE log_id = $1::int ORDER BY size DESC LIMIT 1',
+    values: [logId],
+  });
+  return rows[0]?.note ?? null;
+}
+
+/** One step of the sequencer. False, with nothing written, if the head is not `from` any more. */
+async function writeStep(tx: ClientBase, from: LogHead, step: Advance): Promise<boolean> {
+  const { logId } = from;
+  // The row's lock makes rivals wait here, and then find that they lost.
+  const { rowCount } = await tx.query({
+    name: 'log-advance',
+    text: 'UPDATE logs SET size = $1::bigint, root = $2::bytea WHERE log_id = $3::int AND size = $4::bigint AND root = $5::bytea AND NOT EXISTS (SELECT 1 FROM logs l WHERE l.log_id > $3::int)',
+    values: [step.size, step.root, logId, from.size, from.root],
+  });
+  if (rowCount !== 1) return false;
+  const { batches, chains, tiles, tokens, facets } = step;
+  if (batches.length > 0) {
+    await tx.query({
+      name: 'log-batches',
+      text: `INSERT INTO log_batches (log_id, first_index, writer, number, entry_count, formed_at)
+             SELECT $1::int, * FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::int[], $6::timestamptz[])`,
+      values: [logId, batches.map((b) => b.firstIndex), batches.map((b) => b.writer), batches.map((b) => b.number), batches.map((b) => b.entryCount), batches.map((b) => b.formedAt)],
+    });
+  }
+  if (tiles.length > 0) {
+    await tx.query({
+      name: 'log-tiles',
+      text: `INSERT INTO log_tiles (log_id, level, tile, hashes) SELECT $1::int, * FROM unnest($2::smallint[], $3::bigint[], $4::bytea[])
+             ON CONFLICT (log_id, level, tile) DO UPDATE SET hashes = excluded.hashes`,
+      values: [logId, tiles.map((tile) => tile.level), tiles.map((tile) => tile.index), tiles.map((tile) => tile.hashes)],
+    });
+  }
+  if (chains.length > 0) {
+    await tx.query({
+      name: 'log-chains',
+      text: `INSERT INTO log_chains (writer, next, previous, formed_at, state, reason) SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::timestamptz[], $5::smallint[], $6::text[])
+             ON CONFLICT (writer) DO UPDATE SET next = excluded.next, previous = excluded.previous, formed_at = excluded.formed_at, state = excluded.state, reason = excluded.reason`,
+      values: [chains.map((c) => c.writer), chains.map((c) => c.position.next), chains.map((c) => c.position.previous), chains.map((c) => c.position.formedAt), chains.map((c) => stateCode[c.state]), chains.map((c) => c.reason)],
+    });
+  }
+  if (tokens.length > 0) {
+    await tx.query({
+      name: 'log-tokens',
+      text: 'INSERT INTO log_tokens (token_key, log_id, entry) SELECT k, $1::int, e FROM unnest($2::bigint[], $3::bigint[]) AS t(k, e) ON CONFLICT DO NOTHING',
+      values: [logId, tokens.map((token) => token.key), tokens.map((token) => token.entry)],
+    });
+  }
+  if (facets.length > 0) {
+    await tx.query({
+      name: 'log-facets',
+      text: 'INSERT INTO log_facets (facet, log_id, block) SELECT f, $1::int, b FROM unnest($2::bigint[], $3::bigint[]) AS t(f, b) ON CONFLICT DO NOTHING',
+      values: [logId, facets.map((facet) => facet.key), facets.map((facet) => facet.block)],
+    });
+  }
+  return true;
+}
+
+/**
+ * Runs `work` in a transaction that is committed if it returns true and rolled back if false.
+ *
+ * @throws what the database throws; whether COMMIT took effect is then unknown.
+ */
+async function inTransaction(pool: Pool, work: (tx: ClientBase) => Promise<boolean>): Promise<boolean> {
+  const client = await pool.connect();
+  let broken = true;
+  try {
+    await client.query('BEGIN');
+    const done = await work(client);
+    const { command } = await client.query(done ? 'COMMIT' : 'ROLLBACK');
+    if (done && command !== 'COMMIT') throw new Error('COMMIT was answered by a rollback');
+    broken = false;
+    return done;
+  } finally {
+    client.release(broken);
+  }
+}
+
+function registered(row: { writer: string; certificate: string }): RegisteredWriter {
+  return { writer: BigInt(row.writer), certificate: row.certificate };
+}
