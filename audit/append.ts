@@ -66,8 +66,7 @@ export class WriterChain {
   readonly #key: KeyObject;
   #next = 0n;
   #previous: Buffer = noPredecessor;
-  /** When the last committed batch was formed. */
-  #formedAt: Date;
+  #last: Batch | null = null;
 
   private constructor(writer: bigint, role: string, key: KeyObject, certificate: string, startedAt: Date) {
     this.writer = writer;
@@ -75,7 +74,6 @@ export class WriterChain {
     this.#key = key;
     this.certificate = certificate;
     this.startedAt = startedAt;
-    this.#formedAt = startedAt;
   }
 
   /** Makes a writer with a fresh key and has the HSM certify it. `origin` is the log's name, as which the HSM's key signs. */
@@ -108,9 +106,9 @@ export class WriterChain {
     return await insertTombstone(client, tombstone, lost);
   }
 
-  /** When the last batch was formed: a clock that shows less was set back. */
-  get formedAt(): Date {
-    return this.#formedAt;
+  /** The last committed batch; null before the first. */
+  get last(): Batch | null {
+    return this.#last;
   }
 
   /** The number that the next batch will have. */
@@ -139,7 +137,7 @@ export class WriterChain {
   committed(batch: Batch): Receipt[] {
     if (batch.writer !== this.writer || batch.number !== this.#next) throw new Error('a batch was committed out of order');
     this.#previous = headerHash(batchHeader(batch));
-    this.#formedAt = batch.formedAt;
+    this.#last = batch;
     this.#next += 1n;
     return Array.from({ length: batch.entryCount }, (_, index) => new Receipt(mint, batch, index));
   }
@@ -151,7 +149,8 @@ export class WriterChain {
 
   #sign(body: Pick<Batch, 'kind' | 'formedAt' | 'entryCount' | 'bundle'>): Batch {
     // A clock that is set back does not take the chain with it: entries keep the time that it showed, batches stay in order.
-    const formedAt = body.formedAt < this.#formedAt ? this.#formedAt : body.formedAt;
+    const least = this.#last?.formedAt ?? this.startedAt;
+    const formedAt = body.formedAt < least ? least : body.formedAt;
     const unsigned = { writer: this.writer, number: this.#next, previous: this.#previous, ...body, formedAt };
     return { ...unsigned, signature: sign(null, batchHeader(unsigned), this.#key) };
   }

@@ -180,6 +180,11 @@ export class Sequencer {
     return this.#signed;
   }
 
+  /** Reads the tree, and begins the log if there is none: what a start should fail with, it fails with here. @throws as `step`. */
+  async open(): Promise<void> {
+    this.#state ??= await this.#load();
+  }
+
   /**
    * Integrates what writers have committed since the last step, up to a bound. After an exception the next call begins by reading the tree again.
    *

@@ -2,6 +2,7 @@
 import type { ClientBase, Pool } from 'pg';
 import type { Batch } from './chain.ts';
 import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain, TreeStore } from './sequencer.ts';
+import type { LogView } from './log-watch.ts';
 import { batchOfRow } from './store.ts';
 import type { BatchRow } from './store.ts';
 
@@ -191,4 +192,21 @@ async function inTransaction(pool: Pool, work: (tx: ClientBase) => Promise<boole
 
 function registered(row: { writer: string; certificate: string }): RegisteredWriter {
   return { writer: BigInt(row.writer), certificate: row.certificate };
+}
+
+/** The tree as any role may read it. */
+export function postgresLogView(client: Queryable): LogView {
+  return {
+    head: () => readHead(client),
+    checkpoint: (logId) => readCheckpoint(client, logId),
+    tile: (logId, level, index) => readTile(client, logId, level, index),
+    async placeOf(writer, number) {
+      const { rows } = await client.query<{ first_index: string }>({
+        name: 'log-place',
+        text: 'SELECT first_index FROM log_batches WHERE writer = $1::bigint AND number = $2::bigint',
+        values: [writer, number],
+      });
+      return rows[0] === undefined ? null : Number(rows[0].first_index);
+    },
+  };
 }

@@ -160,6 +160,17 @@ export class GroupCommit<Operation, Outcome> {
     return this.#chain.writer;
   }
 
+  /** The last batch that is committed, and what certifies the writer: what must appear under a signed checkpoint. */
+  get lastBatch(): { readonly batch: Batch; readonly certificate: string } {
+    // Its start entry is committed before anybody has it.
+    return { batch: this.#chain.last!, certificate: this.#chain.certificate };
+  }
+
+  /** How far the clock is behind the last batch, in ms: it was set back by that much, or more. 0 if it is not. */
+  clockBehindMs(): number {
+    return Math.max(0, this.#chain.last!.formedAt.getTime() - this.#options.now().getTime());
+  }
+
   /** How long the writer has been without the database, in ms; 0 while it has it. */
   awayMs(): number {
     return this.#awaySince === null ? 0 : performance.now() - this.#awaySince;

@@ -26,7 +26,7 @@ const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
 export const ConfigSchema = Type.Object(
   {
     profile: Type.Enum(['development', 'production'], { type: 'string', default: 'development', description: 'production refuses every default that is for development only.' }),
-    roles: Type.Array(Type.Enum(['tokenize', 'detokenize', 'admin'], { type: 'string' }), { minItems: 1, uniqueItems: true, default: ['tokenize', 'detokenize', 'admin'], description: 'What this process does. admin prepares the database and serves the admin listener; without it DATABASE_URL names a database that is prepared already.' }),
+    roles: Type.Array(Type.Enum(['tokenize', 'detokenize', 'sequencer', 'admin'], { type: 'string' }), { minItems: 1, uniqueItems: true, default: ['tokenize', 'detokenize', 'sequencer', 'admin'], description: 'What this process does. sequencer puts the log in order and has its checkpoints signed: one process of a vault at least. admin prepares the database and serves the admin listener; without it DATABASE_URL names a database that is prepared already.' }),
     workers: Count(1, 1, 64, 'Processes that share the listeners, each with the roles above: one a core.'),
     listeners: Section({
       host: Type.String({ default: '127.0.0.1', description: 'Address that API and admin listen on.' }),
@@ -85,6 +85,9 @@ export const ConfigSchema = Type.Object(
     policies: Path('policies', 'Folder of Cedar policies. Reloaded on SIGHUP.'),
     log: Section({
       origin: Type.String({ pattern: '^[^\\s+]{1,200}$', default: 'cofre.dev/log', description: 'Name of the log, as which the HSM signs.' }),
+      checkpoint_interval: Duration('1s', 'Least time between two signed checkpoints.'),
+      max_unsigned: Duration('5m', 'How long calls go on while what they commit does not appear under a signed checkpoint; then audit_unavailable.'),
+      max_clock_back: Duration('5s', 'How far the clock may be behind the log before readiness and an alert say so.'),
       level: Type.Enum(['debug', 'info', 'warn', 'error'], { type: 'string', default: 'info', description: 'Of the process\'s own messages, not of the audit log.' }),
     }),
     tenants: Type.Array(Type.Object({ name: Name, key_domain: Type.Optional(Name) }, closed), { minItems: 1, default: [{ name: 'acme' }, { name: 'globex' }], description: 'Owners of cards. A key domain is a tenant\'s own unless named.' }),

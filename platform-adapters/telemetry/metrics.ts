@@ -18,6 +18,8 @@ export interface Metrics {
   /** Values read when the metrics are scraped; of several processes added up, unless the least or the largest tells. */
   gauge(name: string, help: string, read: () => number, ofSeveral?: 'sum' | 'min' | 'max'): void;
   count(name: string, help: string): (by?: number) => void;
+  /** Of seconds. */
+  histogram(name: string, help: string): (seconds: number) => void;
 }
 
 export function createMetrics(): Metrics {
@@ -52,6 +54,10 @@ export function createMetrics(): Metrics {
     count(name, help) {
       const counter = new Counter({ name, help, registers: [registry] });
       return (by = 1) => counter.inc(by);
+    },
+    histogram(name, help) {
+      const histogram = new Histogram({ name, help, buckets: seconds, registers: [registry] });
+      return (value) => histogram.observe(value);
     },
   };
 }

@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
  * @throws Error of one line that names the folder.
  */
 export function makeHome(home: string): void {
-  for (const [folder, mode] of [[home, 0o711], [join(home, 'secrets'), 0o700], [join(home, 'writers'), 0o700]] as const) {
+  for (const [folder, mode] of [[home, 0o711], [join(home, 'secrets'), 0o700], [join(home, 'writers'), 0o700], [join(home, 'witness'), 0o700]] as const) {
     try {
       makeFolder(folder, mode);
     } catch (error) {

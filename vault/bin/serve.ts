@@ -60,7 +60,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
 
   if (config.profile === 'development') printFirstCall(print, home, ports);
   const port = ports.api ?? ports.admin;
-  print(`cofre ready https://${config.listeners.host}:${port}`);
+  print(port === null ? 'cofre ready (no listener but telemetry)' : `cofre ready https://${config.listeners.host}:${port}`);
   log.info('ready', { port: port ?? 0, pid: process.pid });
 
   const signal = await stopSignal;

@@ -45,6 +45,8 @@ import { readPin } from './development.ts';
 import { openGuessing } from './guessing.ts';
 import { drain, listenSecure } from './listen.ts';
 import { addGauges, readinessOf } from './readiness.ts';
+import { openSequencing } from './sequencing.ts';
+import { watchLog } from './log-watching.ts';
 import { openWriter } from './writers.ts';
 
 export interface WorkerOptions {
@@ -85,7 +87,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   const now = (): Date => new Date();
   const path = (relative: string): string => resolve(home, relative);
   const has = (role: ProcessRole): boolean => (config.roles as readonly string[]).includes(role);
-  const firstRole: ProcessRole = has('tokenize') ? 'tokenize' : has('detokenize') ? 'detokenize' : 'admin';
+  const firstRole = (['tokenize', 'detokenize', 'sequencer', 'admin'] as const).find(has)!;
 
   // Identity and policy: files only, so their faults show before anything is started.
   const tlsFiles = { certificate: path(config.tls.certificate), key: path(config.tls.key), ca: path(config.tls.client_ca) };
@@ -100,12 +102,14 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   const tenants = new Tenants(has('tokenize') || has('detokenize') ? tenantRows.map((tenant) => ({ id: tenant.id, name: tenant.name, keys: keyring.forTenant(tenant.name) })) : []);
 
   // Writers. Batches have one of their own, so that single calls do not wait for a thousand cards to be written.
+  // The sequencer first: it ends last, and signs what the writers leave.
   const context = { home, config, access, signer: keyring.logSigner, log, metrics, now, index, policies: policy.digest };
+  const sequencing = has('sequencer') && index === 0 ? await openSequencing(stack, context) : null;
   const tokenizing = has('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>(stack, context, 'tokenize', 'tokenize', executeTokenizing) : null;
   const batching = has('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>(stack, context, 'tokenize-batch', 'tokenize', executeTokenizing) : null;
   const detokenizing = has('detokenize') ? await openWriter<DetokenizingOperation, DetokenizingOutcome>(stack, context, 'detokenize', 'detokenize', executeDetokenizing) : null;
-  const administering = has('admin') && tokenizing === null && detokenizing === null ? await openWriter<EntryOperation, EntryOutcome>(stack, context, 'admin', 'admin', executeEntries) : null;
-  const writers = [tokenizing, batching, detokenizing, administering].filter((writer) => writer !== null) as readonly GroupCommit<EntryOperation, EntryOutcome>[];
+  const administering = has('admin') && tokenizing === null && detokenizing === null && sequencing === null ? await openWriter<EntryOperation, EntryOutcome>(stack, context, 'admin', 'admin', executeEntries) : null;
+  const writers = [tokenizing, batching, detokenizing, administering, sequencing?.writer ?? null].filter((writer) => writer !== null) as readonly GroupCommit<EntryOperation, EntryOutcome>[];
   // Side by side: each may have to wait for a database that is away.
   stack.defer(async () => {
     await Promise.all(writers.map((writer) => writer.close(milliseconds(config.listeners.drain_timeout))));
@@ -114,6 +118,8 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     await writers[0]!.commit({ kind: 'entry', entry }, 1, share);
   };
   keyEvents.recordWith((entry) => void record(entry).catch((error: unknown) => log.error('a key event could not be recorded', { error: describe(error) })));
+
+  const watched = watchLog(stack, { config, connection: connectionOf(access, firstRole), signer: keyring.logSigner, writers, record, log, metrics, now });
 
   // A log that was refused (disk full, …) is tried again without a caller: while readiness says so, none may come. The entry that succeeds says that it was.
   every(stack, 1000, () => {
@@ -161,7 +167,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     listeners.push(tls);
     return tls;
   };
-  const readiness = (): Readiness => readinessOf(keyring, writers, revocation, config);
+  const readiness = (): Readiness => ({ ...readinessOf(keyring, writers, revocation, config), checkpoints: watched.state(), ...(sequencing === null ? {} : { sequencer: sequencing.state() }) });
 
   const apiTls = tokenizing === null && detokenizing === null ? null : await openTls('api');
   const api = apiTls === null ? null : createServer(serverOptions(apiTls));
@@ -178,11 +184,11 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
         random: pooledRandom(),
         binDigits: config.cards.bin_digits,
         batchLane: new Lane(batchesInWait),
-        commit: (operation) => (operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>,
+        commit: (operation) => watched.refusal() ?? ((operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>),
         numericTokenTaken: metrics.count('cofre_numeric_token_taken_total', 'New numeric tokens that were in use already: their share of all is how full their space is.'),
       },
-      lookUp: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LookUpOutcome>> },
-      lifecycle: { policy, tenants, now, commit: (operation) => tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LifecycleOutcome>> },
+      lookUp: { policy, tenants, now, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LookUpOutcome>>) },
+      lifecycle: { policy, tenants, now, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LifecycleOutcome>>) },
     });
   }
   if (api !== null && detokenizing !== null) {
@@ -194,7 +200,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       stages: metrics,
       quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
       // Single calls and batches take turns.
-      commit: (operation) => detokenizing.commit(operation, operation.input.tokens.length, `${operation.action} ${operation.tenant.name}`) as Promise<Committed<DetokenizeOutcome>>,
+      commit: (operation) => watched.refusal() ?? (detokenizing.commit(operation, operation.input.tokens.length, `${operation.action} ${operation.tenant.name}`) as Promise<Committed<DetokenizeOutcome>>),
       record: async (operation, failed) => void (await detokenizing.commit({ kind: 'entry', entry: openFailure(operation, failed) }, 1, operation.tenant.name)),
     });
   }
