@@ -13,6 +13,7 @@ import { describe } from '../../platform-adapters/telemetry/log.ts';
 import type { Log } from '../../platform-adapters/telemetry/log.ts';
 import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { addAdminRoutes } from '../admin.ts';
+import { addAuditRoutes } from '../audit-routes.ts';
 import type { Committed, GroupCommit } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
@@ -22,6 +23,7 @@ import { dateOf } from '../guessing.ts';
 import { sweepGroups } from '../guessing-store.ts';
 import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
 import { Lane } from '../lane.ts';
+import { LogReads } from '../log-reads.ts';
 import { loadPolicy } from '../policy.ts';
 import type { Policy } from '../policy.ts';
 import { sweepQuotas } from '../quota.ts';
@@ -45,6 +47,7 @@ import { readPin } from './development.ts';
 import { openGuessing } from './guessing.ts';
 import { drain, listenSecure } from './listen.ts';
 import { addGauges, readinessOf } from './readiness.ts';
+import { serveLog } from './serving-log.ts';
 import { openSequencing } from './sequencing.ts';
 import { watchLog } from './log-watching.ts';
 import { openWriter } from './writers.ts';
@@ -210,7 +213,11 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       const { revoked, freshUntil } = revocation.status();
       return { readiness: readiness(), policies: policy.policyIds, policy_digest: policy.digest, revocation: { revoked, fresh_until: freshUntil.toISOString() } };
     };
-    addAdminRoutes(admin, { policy, status, record: async ({ entry }) => await record(entry) });
+    const recordOperation = async ({ entry }: EntryOperation): Promise<void> => await record(entry);
+    addAdminRoutes(admin, { policy, status, record: recordOperation });
+    const reads = new LogReads({ now, write: record });
+    stack.defer(() => reads.close());
+    addAuditRoutes(admin, { policy, log: serveLog(stack, connectionOf(access, 'admin'), keyring.logSigner), reads, refusal: () => watched.refusal(), record: recordOperation });
   }
   addGauges(metrics, keyring, apiTls, writers);
   const buffers = await NetworkBuffers.open({

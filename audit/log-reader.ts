@@ -1,0 +1,223 @@
+/** Reads the log out of the database: leaves by their index, bundles as C2SP tlog-tiles serves them, and entries by what they say. */
+import type { ClientBase } from 'pg';
+import { encodeBatchLeaf } from './batch-leaf.ts';
+import { writerName } from './chain.ts';
+import { decodeBundle, encodeBundle } from './entry.ts';
+import { blockEntries, facetKey, facetNames, tokenKey } from './search-keys.ts';
+import type { FacetName } from './search-keys.ts';
+import { batchOfRow } from './store.ts';
+import type { BatchRow } from './store.ts';
+import { tileWidth } from './tiles.ts';
+
+type Queryable = Pick<ClientBase, 'query'>;
+
+/** A batch that stands in the tree is not in the database any more: moved to the archive, or taken away. */
+export class MissingEntries extends Error {}
+
+/**
+ * The leaves `from` to `to` (exclusive) of a log, in order, their bytes as they were hashed. `to` is at most the size of the tree.
+ *
+ * @throws MissingEntries if some are not in the database; Error, naming the batch, if one cannot be read as it was.
+ */
+export async function readLeaves(client: Queryable, logId: number, from: number, to: number): Promise<Buffer[]> {
+  const leaves: Buffer[] = [];
+  if (from === 0 && to > 0) {
+    const { rows } = await client.query<{ first_leaf: Buffer }>('SELECT first_leaf FROM logs WHERE log_id = $1::int', [logId]);
+    if (rows[0] === undefined) throw new MissingEntries('the log is not in the database');
+    leaves.push(rows[0].first_leaf);
+  }
+  const { rows } = await client.query<BatchRow & { writer: string; first_index: string; counted: number; certificate: string | null }>({
+    name: 'log-leaves',
+    text: `SELECT p.first_index, p.writer, p.entry_count AS counted, b.number, b.kind, b.formed_at, b.entry_count, b.previous, b.bundle, b.signature,
+                  CASE WHEN p.number = 0 THEN (SELECT certificate FROM writers w WHERE w.writer = p.writer) END AS certificate
+           FROM log_batches p JOIN batches b ON b.writer = p.writer AND b.number = p.number
+           WHERE p.log_id = $1::int AND p.first_index < $3::bigint
+             AND p.first_index >= COALESCE((SELECT max(first_index) FROM log_batches WHERE log_id = $1::int AND first_index <= $2::bigint), 0)
+           ORDER BY p.first_index`,
+    values: [logId, from, to],
+  });
+  for (const row of rows) {
+    const first = Number(row.first_index);
+    const batch = batchOfRow(BigInt(row.writer), row);
+    let entries: Uint8Array[];
+    try {
+      entries = decodeBundle(batch.bundle);
+      if (entries.length !== row.counted) throw new RangeError('entries are missing');
+    } catch (cause) {
+      throw new Error(`entries ${first} to ${first + row.counted}: batch ${batch.number} of writer ${writerName(batch.writer)} is not what stands in the tree`, { cause });
+    }
+    if (first >= from) leaves.push(encodeBatchLeaf(batch, row.certificate));
+    for (let index = Math.max(0, from - first - 1); index < entries.length && first + 1 + index < to; index += 1) {
+      const { buffer, byteOffset, byteLength } = entries[index]!;
+      leaves.push(Buffer.from(buffer, byteOffset, byteLength));
+    }
+  }
+  if (leaves.length !== to - from) throw new MissingEntries(`entries ${from} to ${to - 1} are not all in the database`);
+  return leaves;
+}
+
+/** Entry bundle `index` of a log, `width` leaves. @throws as `readLeaves`. */
+export async function readBundle(client: Queryable, logId: number, index: number, width: number): Promise<Buffer> {
+  return encodeBundle(await readLeaves(client, logId, index * tileWidth, index * tileWidth + width));
+}
+
+export interface LogQuery extends Readonly<Partial<Record<FacetName, string>>> {
+  readonly token?: string;
+  /** By the time that an entry says. */
+  readonly from?: Date;
+  readonly to?: Date;
+  /** Entries before this index only: where the last answer ended. */
+  readonly before?: number;
+  readonly limit: number;
+}
+
+export interface FoundEntry {
+  readonly index: number;
+  /** The entry's JSON, parsed. */
+  readonly entry: Readonly<Record<string, unknown>>;
+}
+
+export interface SearchResult {
+  /** Newest first. */
+  readonly items: readonly FoundEntry[];
+  /** Where to go on, as `before`; null if there is no more. */
+  readonly next: number | null;
+}
+
+/** Entries that one call looks through at most: what matches rarely comes in several answers, some of them empty. */
+const maxLookedThrough = 100_000;
+/** How far the batch of an entry may be from it in time: the longest that a call waits for its commit, and much more. */
+const commitSlackMs = 10 * 60_000;
+
+/** The entries of a log that match all of `query`, newest first. */
+export async function searchLog(client: Queryable, logId: number, size: number, query: LogQuery): Promise<SearchResult> {
+  const end = Math.min(size, query.before ?? size, await endOf(client, logId, query.to));
+  const begin = await beginOf(client, logId, query.from);
+  return query.token === undefined ? await searchBlocks(client, logId, query, begin, end) : await searchToken(client, logId, query, query.token, begin, end);
+}
+
+/** A token's entries: those that name it, by their rows, and the one that tells of its making, by the token's. */
+async function searchToken(client: Queryable, logId: number, query: LogQuery, token: string, begin: number, end: number): Promise<SearchResult> {
+  const { rows } = await client.query<{ entry: string }>({
+    name: 'log-token-entries',
+    text: 'SELECT entry FROM log_tokens WHERE token_key = $1::bigint AND log_id = $2::int AND entry >= $3::bigint AND entry < $4::bigint ORDER BY entry DESC LIMIT $5::int',
+    values: [tokenKey(token), logId, begin, end, query.limit + 1],
+  });
+  const candidates = new Set(rows.map((row) => Number(row.entry)));
+  const made = await client.query<{ first_index: string; entry_count: number }>({
+    name: 'log-token-made',
+    text: `SELECT p.first_index, p.entry_count FROM log_batches p
+           JOIN (SELECT made_writer, made_batch FROM cards c JOIN tenants t USING (tenant_id) WHERE c.token = $1::text
+                 UNION SELECT made_writer, made_batch FROM tokens k JOIN tenants t USING (tenant_id) WHERE k.token = $1::text) m
+             ON p.writer = m.made_writer AND p.number = m.made_batch
+           WHERE p.log_id = $2::int`,
+    values: [token, logId],
+  });
+  const items: FoundEntry[] = [];
+  const seen = new Set<number>();
+  const look = async (from: number, to: number): Promise<void> => {
+    for (const found of await readFound(client, logId, from, to)) {
+      if (seen.has(found.index) || !namesToken(found.entry, token) || !matches(found.entry, query)) continue;
+      seen.add(found.index);
+      items.push(found);
+    }
+  };
+  for (const index of candidates) await look(index, index + 1);
+  for (const row of made.rows) {
+    const first = Number(row.first_index) + 1;
+    // The rest of its batch is of other calls.
+    if (first + row.entry_count > begin && first < end) await look(Math.max(first, begin), Math.min(first + row.entry_count, end));
+  }
+  items.sort((a, b) => b.index - a.index);
+  const page = items.slice(0, query.limit);
+  const more = items.length > query.limit || rows.length > query.limit;
+  return { items: page, next: more && page.length > 0 ? page.at(-1)!.index : null };
+}
+
+/** Whatever is known by its block: the blocks that hold all the values, from the newest on. */
+async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<SearchResult> {
+  const facets = facetNames.flatMap((name) => (query[name] === undefined ? [] : [facetKey(name, query[name])]));
+  const items: FoundEntry[] = [];
+  let looked = 0;
+  for (let until = end; until > begin; ) {
+    const blocks = facets.length === 0 ? everyBlock(begin, until) : await blocksWith(client, logId, facets, Math.floor(begin / blockEntries), Math.ceil(until / blockEntries));
+    if (blocks.length === 0) break;
+    for (const block of blocks) {
+      const from = Math.max(block * blockEntries, begin);
+      const to = Math.min((block + 1) * blockEntries, until);
+      for (const found of (await readFound(client, logId, from, to)).toReversed()) {
+        if (!matches(found.entry, query)) continue;
+        if (items.length === query.limit) return { items, next: items.at(-1)!.index };
+        items.push(found);
+      }
+      looked += to - from;
+      until = from;
+      if (looked >= maxLookedThrough && until > begin) return { items, next: until };
+    }
+  }
+  return { items, next: null };
+}
+
+const blocksAtOnce = 32;
+
+function everyBlock(begin: number, until: number): number[] {
+  const last = Math.ceil(until / blockEntries) - 1;
+  const first = Math.floor(begin / blockEntries);
+  return Array.from({ length: Math.min(blocksAtOnce, last - first + 1) }, (_, index) => last - index);
+}
+
+async function blocksWith(client: Queryable, logId: number, facets: readonly bigint[], first: number, end: number): Promise<number[]> {
+  // One index is walked backwards, and each of the others asked for its blocks.
+  const others = facets.slice(1).map((_, index) => `AND EXISTS (SELECT 1 FROM log_facets o WHERE o.facet = $${index + 6}::bigint AND o.log_id = f.log_id AND o.block = f.block)`);
+  const { rows } = await client.query<{ block: string }>({
+    name: `log-blocks-${facets.length}`,
+    text: `SELECT f.block FROM log_facets f WHERE f.facet = $1::bigint AND f.log_id = $2::int AND f.block >= $3::bigint AND f.block < $4::bigint ${others.join(' ')} ORDER BY f.block DESC LIMIT $5::int`,
+    values: [facets[0], logId, first, end, blocksAtOnce, ...facets.slice(1)],
+  });
+  return rows.map((row) => Number(row.block));
+}
+
+async function readFound(client: Queryable, logId: number, from: number, to: number): Promise<FoundEntry[]> {
+  const leaves = await readLeaves(client, logId, from, to);
+  return leaves.flatMap((leaf, offset) => {
+    try {
+      return [{ index: from + offset, entry: JSON.parse(leaf.toString('utf8')) as FoundEntry['entry'] }];
+    } catch {
+      return [];
+    }
+  });
+}
+
+function matches(entry: FoundEntry['entry'], query: LogQuery): boolean {
+  for (const name of facetNames) if (query[name] !== undefined && entry[name] !== query[name]) return false;
+  if (query.from === undefined && query.to === undefined) return true;
+  const at = typeof entry['at'] === 'string' ? Date.parse(entry['at']) : Number.NaN;
+  return !(query.from !== undefined && at < query.from.getTime()) && !(query.to !== undefined && at >= query.to.getTime());
+}
+
+function namesToken(entry: FoundEntry['entry'], token: string): boolean {
+  const { tokens } = entry;
+  return typeof tokens === 'object' && tokens !== null && Object.values(tokens).some((list) => Array.isArray(list) && list.includes(token));
+}
+
+/** Before which index no entry of `time` or later can stand. Batches of several writers stand nearly by their time: those about it are looked at. */
+async function beginOf(client: Queryable, logId: number, time: Date | undefined): Promise<number> {
+  if (time === undefined) return 0;
+  const { rows } = await client.query<{ least: string | null }>({
+    name: 'log-begin',
+    text: 'SELECT min(first_index) AS least FROM (SELECT first_index FROM log_batches WHERE log_id = $1::int AND formed_at >= $2::timestamptz ORDER BY formed_at LIMIT 2000) AS near',
+    values: [logId, time],
+  });
+  return rows[0]?.least === null || rows[0] === undefined ? Number.MAX_SAFE_INTEGER : Number(rows[0].least);
+}
+
+/** From which index on no entry of before `time` can stand. */
+async function endOf(client: Queryable, logId: number, time: Date | undefined): Promise<number> {
+  if (time === undefined) return Number.MAX_SAFE_INTEGER;
+  const { rows } = await client.query<{ most: string | null }>({
+    name: 'log-end',
+    text: 'SELECT max(first_index + entry_count + 1) AS most FROM (SELECT first_index, entry_count FROM log_batches WHERE log_id = $1::int AND formed_at < $2::timestamptz ORDER BY formed_at DESC LIMIT 2000) AS near',
+    values: [logId, new Date(time.getTime() + commitSlackMs)],
+  });
+  return rows[0]?.most === null || rows[0] === undefined ? 0 : Number(rows[0].most);
+}

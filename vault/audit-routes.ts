@@ -1,0 +1,113 @@
+/** The log for those who may read it, on the admin listener: as C2SP tlog-tiles (https://c2sp.org/tlog-tiles) under `/audit`, and by search. */
+import type { FastifyInstance, FastifyRequest } from 'fastify';
+import { Type } from 'typebox';
+import type { Static } from 'typebox';
+import type { LogQuery, SearchResult } from '../audit/log-reader.ts';
+import { entryOf } from './call.ts';
+import { VaultError } from './errors.ts';
+import type { LogReads } from './log-reads.ts';
+import type { Decision, Policy } from './policy.ts';
+import type { RouteFacts } from './server.ts';
+import type { EntryOperation } from './transaction.ts';
+
+/** The log as it is served. Absence is null; the methods throw what the database throws. */
+export interface ServedLog {
+  /** The newest checkpoint, a signed note. */
+  checkpoint(): Promise<string | null>;
+  /** The public key that checks it. */
+  vkey(): Promise<string | null>;
+  /** What stands at a path of tlog-tiles (`tile/…`); of an entry bundle also which entries it holds, `to` not among them. */
+  resource(path: string): Promise<{ readonly bytes: Buffer; readonly entries: { readonly from: number; readonly to: number } | null } | null>;
+  search(query: LogQuery): Promise<SearchResult>;
+}
+
+export interface AuditDeps {
+  readonly policy: Policy;
+  readonly log: ServedLog;
+  readonly reads: LogReads;
+  /** Rejects while nothing may be added to the log: then it is not read either, as that could not be told. */
+  refusal(): Promise<never> | null;
+  /** Writes an entry. @throws VaultError if it cannot. */
+  readonly record: (operation: EntryOperation) => Promise<void>;
+}
+
+const facts = (action: string): RouteFacts => ({ action, cards: 'none', maxBodyBytes: 16 * 1024, audited: true });
+
+const Time = Type.String({ pattern: '^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,3})?)?Z)?$', description: 'Of UTC: a day, or a time that ends in Z.' });
+const Word = Type.String({ pattern: '^[a-z_.]{1,64}$' });
+/** What a search may ask for; a query string is text, so numbers are checked by their form. */
+export const SearchQuery = Type.Object(
+  {
+    token: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9_]{1,100}$' })),
+    caller: Type.Optional(Type.String({ pattern: '^spiffe://[a-z0-9./_-]{1,500}$' })),
+    tenant: Type.Optional(Type.String({ pattern: '^[a-z0-9-]{1,63}$' })),
+    action: Type.Optional(Word),
+    outcome: Type.Optional(Type.Enum(['allowed', 'refused', 'failed'], { type: 'string' })),
+    code: Type.Optional(Word),
+    purpose: Type.Optional(Word),
+    from: Type.Optional(Time),
+    to: Type.Optional(Time),
+    before: Type.Optional(Type.String({ pattern: '^(0|[1-9][0-9]{0,14})$', description: 'Entries before this index: `next` of the last answer.' })),
+    limit: Type.Optional(Type.String({ pattern: '^([1-9][0-9]{0,2}|1000)$', description: 'At most 1000; 100 unless said.' })),
+  },
+  { additionalProperties: false },
+);
+
+/** `GET /audit/checkpoint`, `/audit/tile/…`, `/audit/vkey` and `/audit/search`: for callers with the grant `audit_read`. */
+export function addAuditRoutes(app: FastifyInstance, deps: AuditDeps): void {
+  const { policy, log, reads } = deps;
+
+  const admit = async (request: FastifyRequest): Promise<Decision> => {
+    const { caller } = request.call;
+    if (caller === null) throw new VaultError('not_authorized');
+    const decision = policy.decide(caller, 'audit_read', null);
+    if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision } });
+    await deps.refusal();
+    return decision;
+  };
+  const there = <T>(found: T | null): T => {
+    if (found === null) throw new VaultError('not_found');
+    return found;
+  };
+
+  app.get('/audit/checkpoint', { config: facts('log_checkpoint') }, async (request, reply) => {
+    const { policyIds } = await admit(request);
+    const note = there(await log.checkpoint());
+    reads.note(request.call, policyIds, 'checkpoint');
+    return await reply.type('text/plain; charset=utf-8').send(note);
+  });
+
+  app.get('/audit/vkey', { config: facts('log_vkey') }, async (request, reply) => {
+    await admit(request);
+    return await reply.type('text/plain; charset=utf-8').send(`${there(await log.vkey())}\n`);
+  });
+
+  app.get<{ Params: { '*': string } }>('/audit/tile/*', { config: facts('log_tile') }, async (request, reply) => {
+    const { policyIds } = await admit(request);
+    const { bytes, entries } = there(await log.resource(`tile/${request.params['*']}`));
+    reads.note(request.call, policyIds, entries ?? 'tile');
+    return await reply.header('cache-control', 'private, max-age=31536000, immutable').type('application/octet-stream').send(bytes);
+  });
+
+  app.get<{ Querystring: Static<typeof SearchQuery> }>('/audit/search', { config: facts('log_search'), schema: { querystring: SearchQuery } }, async (request) => {
+    const decision = await admit(request);
+    const { from, to, before, limit = '100', ...values } = request.query;
+    const query: LogQuery = {
+      ...values,
+      limit: Number(limit),
+      ...(before === undefined ? {} : { before: Number(before) }),
+      ...(from === undefined ? {} : { from: timeOf(from) }),
+      ...(to === undefined ? {} : { to: timeOf(to) }),
+    };
+    // Whoever looks for something tells what, before it is found. A token is named where every entry names one.
+    const { token, ...criteria } = request.query;
+    await deps.record({ kind: 'entry', entry: entryOf(request.call, { action: 'log_search', decision, detail: criteria, ...(token === undefined ? {} : { tokens: { searched: [token] } }) }) });
+    return await log.search(query);
+  });
+}
+
+function timeOf(text: string): Date {
+  const time = new Date(text);
+  if (Number.isNaN(time.getTime())) throw new VaultError('invalid_request');
+  return time;
+}

@@ -1,0 +1,122 @@
+/**
+ * Entries for those who read the log: one for each reader and minute, with what was read of it. PCI DSS asks for access to the log itself to be
+ * in the log. If the process dies, the reads of its last minute are not told of.
+ */
+import type { Entry } from '../audit/entry.ts';
+import type { Call } from './call.ts';
+
+export interface LogReadsOptions {
+  readonly now: () => Date;
+  /** Commits an entry. @throws VaultError if it cannot. */
+  readonly write: (entry: Entry) => Promise<void>;
+}
+
+interface Reads {
+  readonly since: Date;
+  readonly call: Call;
+  readonly policies: readonly string[];
+  checkpoints: number;
+  tiles: number;
+  /** Ranges of entries, each with its end, in no order. */
+  readonly ranges: { from: number; to: number }[];
+}
+
+const minuteMs = 60_000;
+/** Ranges that one entry names; more are joined to their neighbours, so that it names too much rather than too little. */
+const maxRanges = 50;
+
+export class LogReads {
+  readonly #options: LogReadsOptions;
+  /** By SPIFFE id and certificate. */
+  readonly #reads = new Map<string, Reads>();
+  readonly #timer: NodeJS.Timeout;
+  #running: Promise<void> = Promise.resolve();
+
+  constructor(options: LogReadsOptions) {
+    this.#options = options;
+    this.#timer = setInterval(() => void this.#sumUp(false), 1000).unref();
+  }
+
+  /** Notes what `call` reads: the checkpoint, a tile of hashes, or the entries `from` to `to` (exclusive). */
+  note(call: Call, policies: readonly string[], what: 'checkpoint' | 'tile' | { readonly from: number; readonly to: number }): void {
+    const key = `${call.caller?.spiffeId ?? ''} ${call.caller?.serial ?? ''}`;
+    let reads = this.#reads.get(key);
+    if (reads === undefined) this.#reads.set(key, (reads = { since: call.at, call, policies, checkpoints: 0, tiles: 0, ranges: [] }));
+    if (what === 'checkpoint') reads.checkpoints += 1;
+    else if (what === 'tile') reads.tiles += 1;
+    else addRange(reads.ranges, what.from, what.to);
+  }
+
+  /** Writes what was noted so far. To be called once no more calls come. Never throws. */
+  async close(): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#sumUp(true);
+  }
+
+  #sumUp(all: boolean): Promise<void> {
+    this.#running = this.#running.then(() => this.#round(all));
+    return this.#running;
+  }
+
+  async #round(all: boolean): Promise<void> {
+    const time = this.#options.now().getTime();
+    for (const [key, reads] of this.#reads) {
+      // A clock that was set back does not keep a reader's minute open for longer.
+      if (!all && Math.abs(time - reads.since.getTime()) < minuteMs) continue;
+      try {
+        await this.#options.write(entryOfReads(reads, this.#options.now()));
+        this.#reads.delete(key);
+      } catch {
+        // The log takes nothing just now: tried again in the next round.
+      }
+    }
+  }
+}
+
+function entryOfReads({ since, call, policies, checkpoints, tiles, ranges }: Reads, at: Date): Entry {
+  const { caller, from } = call;
+  const merged = mergeRanges(ranges, maxRanges);
+  return {
+    action: 'log.read',
+    at,
+    from,
+    outcome: 'allowed',
+    policies,
+    ...(caller === null ? {} : { caller: caller.spiffeId, serial: caller.serial, tenant: caller.tenant }),
+    detail: {
+      checkpoints,
+      since: since.toISOString(),
+      tiles,
+      ...(merged.length === 0 ? {} : { entries: merged.map((range) => `${range.from}-${range.to - 1}`).join(' ') }),
+    },
+  };
+}
+
+/** Readers go forward: most ranges begin where the last one ended. */
+function addRange(ranges: { from: number; to: number }[], from: number, to: number): void {
+  const last = ranges.at(-1);
+  if (last !== undefined && from <= last.to && to >= last.from) {
+    last.from = Math.min(last.from, from);
+    last.to = Math.max(last.to, to);
+    return;
+  }
+  ranges.push({ from, to });
+  if (ranges.length > 20 * maxRanges) ranges.splice(0, ranges.length, ...mergeRanges(ranges, 10 * maxRanges));
+}
+
+/** The same entries, and if need be those between, in at most `most` ranges in order. */
+export function mergeRanges(ranges: readonly { readonly from: number; readonly to: number }[], most: number): { from: number; to: number }[] {
+  const merged: { from: number; to: number }[] = [];
+  for (const { from, to } of [...ranges].sort((a, b) => a.from - b.from)) {
+    const last = merged.at(-1);
+    if (last !== undefined && from <= last.to) last.to = Math.max(last.to, to);
+    else merged.push({ from, to });
+  }
+  while (merged.length > most) {
+    let narrowest = 1;
+    for (let index = 2; index < merged.length; index += 1) if (merged[index]!.from - merged[index - 1]!.to < merged[narrowest]!.from - merged[narrowest - 1]!.to) narrowest = index;
+    merged[narrowest - 1]!.to = merged[narrowest]!.to;
+    merged.splice(narrowest, 1);
+  }
+  return merged;
+}
