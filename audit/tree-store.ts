@@ -1,7 +1,8 @@
 /** SQL of the log after sequencing (migration 0010): the tree, its checkpoints, and what it is searched by. */
 import type { ClientBase, Pool } from 'pg';
 import type { Batch } from './chain.ts';
-import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain, TreeStore } from './sequencer.ts';
+import type { RestartStore } from './restart.ts';
+import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain } from './sequencer.ts';
 import type { LogView } from './log-watch.ts';
 import { batchOfRow } from './store.ts';
 import type { BatchRow } from './store.ts';
@@ -24,7 +25,7 @@ const storedChain = (row: ChainRow): StoredChain => ({
 });
 
 /** The tree in PostgreSQL, as the sequencing role. `pool` is the caller's. */
-export function postgresTreeStore(pool: Pool): TreeStore {
+export function postgresTreeStore(pool: Pool): RestartStore {
   return {
     head: () => readHead(pool),
     async create({ head, firstLeaf, at }: NewLog) {
@@ -77,6 +78,9 @@ export function postgresTreeStore(pool: Pool): TreeStore {
     async batch(writer, number): Promise<Batch | null> {
       const { rows } = await pool.query<BatchRow>('SELECT number, kind, formed_at, entry_count, previous, bundle, signature FROM batches WHERE writer = $1::bigint AND number = $2::bigint', [writer, number]);
       return rows[0] === undefined ? null : batchOfRow(writer, rows[0]);
+    },
+    async close(writers, reason) {
+      await pool.query('UPDATE log_chains SET state = 1, reason = $2::text WHERE writer = ANY ($1::bigint[]) AND state IN (0, 2)', [writers, reason]);
     },
     advance: (from, step) => inTransaction(pool, (tx) => writeStep(tx, from, step)),
     checkpoint: (logId) => readCheckpoint(pool, logId),
