@@ -129,19 +129,25 @@ export interface HashReader {
   node(level: number, index: number): Promise<Buffer>;
 }
 
-/** The frontier of leaves `start` to `end`, read side by side. `start` is a multiple of a power of two that is at least `end - start`. */
-async function readFrontier(start: number, end: number, reader: HashReader): Promise<Buffer[]> {
-  const nodes: Promise<Buffer>[] = [];
+/** Leaves `start` to before `end`. `start` is a multiple of a power of two that is at least `end - start`. */
+type Range = readonly [start: number, end: number];
+
+/** The maximal complete subtrees of a range, largest first. */
+function subtreesOf([start, end]: Range): { level: number; index: number }[] {
+  const subtrees = [];
   for (let at = start; at < end; ) {
     const width = powerWithin(end - at);
-    nodes.push(reader.node(Math.log2(width), at / width));
+    subtrees.push({ level: Math.log2(width), index: at / width });
     at += width;
   }
-  return await Promise.all(nodes);
+  return subtrees;
 }
 
-async function readRoot(start: number, end: number, reader: HashReader): Promise<Buffer> {
-  return foldFrontier(await readFrontier(start, end, reader));
+/** The roots of ranges; what they are made of is read side by side. */
+async function readRoots(ranges: readonly Range[], reader: HashReader): Promise<Buffer[]> {
+  const parts = ranges.map(subtreesOf);
+  const nodes = await Promise.all(parts.flat().map(({ level, index }) => reader.node(level, index)));
+  return parts.map((subtrees) => foldFrontier(nodes.splice(0, subtrees.length)));
 }
 
 /**
@@ -151,7 +157,7 @@ async function readRoot(start: number, end: number, reader: HashReader): Promise
  */
 export async function frontierOf(size: number, reader: HashReader): Promise<Frontier> {
   if (!isSize(size)) throw new RangeError('not the size of a tree');
-  return new Frontier(size, await readFrontier(0, size, reader));
+  return new Frontier(size, await Promise.all(subtreesOf([0, size]).map(({ level, index }) => reader.node(level, index))));
 }
 
 /**
@@ -161,20 +167,20 @@ export async function frontierOf(size: number, reader: HashReader): Promise<Fron
  */
 export async function inclusionProof(index: number, size: number, reader: HashReader): Promise<Buffer[]> {
   if (!isSize(index) || !isSize(size) || index >= size) throw new RangeError('no such leaf in a tree of this size');
-  const siblings: Promise<Buffer>[] = [];
+  const siblings: Range[] = [];
   let start = 0;
   let end = size;
   while (end - start > 1) {
     const middle = start + powerWithin(end - start - 1);
     if (index < middle) {
-      siblings.push(readRoot(middle, end, reader));
+      siblings.push([middle, end]);
       end = middle;
     } else {
-      siblings.push(readRoot(start, middle, reader));
+      siblings.push([start, middle]);
       start = middle;
     }
   }
-  return await Promise.all(siblings.toReversed());
+  return await readRoots(siblings.toReversed(), reader);
 }
 
 /**
@@ -186,22 +192,22 @@ export async function inclusionProof(index: number, size: number, reader: HashRe
 export async function consistencyProof(from: number, to: number, reader: HashReader): Promise<Buffer[]> {
   if (!isSize(from) || !isSize(to) || from > to) throw new RangeError('no consistency between these sizes');
   if (from === 0) return [];
-  const hashes: Promise<Buffer>[] = [];
+  const ranges: Range[] = [];
   let start = 0;
   let end = to;
   while (from !== end) {
     const middle = start + powerWithin(end - start - 1);
     if (from <= middle) {
-      hashes.push(readRoot(middle, end, reader));
+      ranges.push([middle, end]);
       end = middle;
     } else {
-      hashes.push(readRoot(start, middle, reader));
+      ranges.push([start, middle]);
       start = middle;
     }
   }
   // Where the older tree is this whole subtree from leaf 0 on, the verifier knows its root.
-  if (start > 0) hashes.push(readRoot(start, end, reader));
-  return await Promise.all(hashes.toReversed());
+  if (start > 0) ranges.push([start, end]);
+  return await readRoots(ranges.toReversed(), reader);
 }
 
 /** Whether `proof` shows that `leaf` is at `index` in the tree of `size` leaves with this root (RFC 9162, section 2.1.3.2). Never throws. */
