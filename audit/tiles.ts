@@ -182,7 +182,7 @@ export class TileBuilder {
       const width = hashesAt(level, size) % tileWidth;
       const edge = edges.get(level);
       if ((edge?.length ?? 0) !== width * hashBytes) throw new RangeError('not the edge of a tree of this size');
-      if (edge !== undefined) partial += 1;
+      if (width > 0) partial += 1;
       this.#openTile(level);
       this.#widths[level] = width;
       edge?.copy(this.#partial[level]!);
