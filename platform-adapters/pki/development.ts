@@ -1,7 +1,8 @@
-import { createPrivateKey, createPublicKey, generateKeyPairSync, randomUUID, X509Certificate, type KeyObject } from 'node:crypto';
-import { chmodSync, closeSync, existsSync, fsyncSync, linkSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
+import { createPrivateKey, createPublicKey, generateKeyPairSync, X509Certificate, type KeyObject } from 'node:crypto';
+import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 
+import { flushFolder, replaceFile, writeBeside } from '../linux/durable-file.ts';
 import { makeCertificate, makeCrl, type AlternativeName, type Issuer } from './certificate.ts';
 
 /**
@@ -266,14 +267,9 @@ function readIfThere(path: string): Buffer | null {
   }
 }
 
-/** Writes `path` whole or not at all, replacing what is there. */
-function replaceFile(path: string, content: string, mode: number): void {
-  renameSync(temporary(path, content, mode), path);
-}
-
 /** Writes `path` whole unless it exists; of two at once the first wins and the second leaves it alone. */
 function createOnce(path: string, content: string, mode: number): void {
-  const written = temporary(path, content, mode);
+  const written = writeBeside(path, content, mode);
   try {
     linkSync(written, path);
   } catch (error) {
@@ -281,20 +277,7 @@ function createOnce(path: string, content: string, mode: number): void {
   } finally {
     rmSync(written, { force: true });
   }
-}
-
-function temporary(path: string, content: string, mode: number): string {
-  const name = `${path}.${process.pid}-${randomUUID()}.tmp`;
-  const file = openSync(name, 'wx', mode);
-  try {
-    writeSync(file, content);
-    fsyncSync(file);
-  } finally {
-    closeSync(file);
-  }
-  // The umask may have taken bits away from what others are to read.
-  chmodSync(name, mode);
-  return name;
+  flushFolder(dirname(path));
 }
 
 /** Removes what a process that died left half written; a living one's files carry its process id and stay. */

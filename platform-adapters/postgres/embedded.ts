@@ -25,6 +25,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
+import { flushFolder, replaceFile } from '../linux/durable-file.ts';
 import { lockFolder } from '../linux/folder-lock.ts';
 import { parseJson, quoteIdentifier } from './roles.ts';
 
@@ -300,7 +301,7 @@ function initialize(folder: string, cluster: string, binaries: string, identity:
   const half = join(folder, `initdb-${randomBytes(6).toString('hex')}`);
   mkdirSync(half, { mode: 0o700 });
   const passwords: Passwords = { postgres: randomBytes(32).toString('base64url'), cofre: randomBytes(32).toString('base64url') };
-  writeFileSync(join(half, 'passwords.json'), JSON.stringify(passwords), { mode: 0o600 });
+  replaceFile(join(half, 'passwords.json'), JSON.stringify(passwords), 0o600);
   writeFileSync(join(half, 'pwfile'), passwords.postgres, { mode: 0o600 });
   if (identity.kind === 'user') chownTree(half, identity.uid, identity.gid);
   const run = launcher(identity, false);
@@ -324,8 +325,10 @@ function initialize(folder: string, cluster: string, binaries: string, identity:
     throw new Error(`initdb failed: ${lastLine(made.stderr) ?? 'no reason given'}`);
   }
   rmSync(join(half, 'pwfile'));
-  // initdb has flushed its files; the rename needs no flush of its own, since losing it only means making the cluster again.
+  // initdb has flushed its files. From the rename on tokens may be answered, so it must not be lost: the next start would throw the folder away by its old name.
+  flushFolder(half);
   renameSync(half, cluster);
+  flushFolder(folder);
 }
 
 function readPasswords(cluster: string): Passwords {

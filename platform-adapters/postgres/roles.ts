@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto';
-import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, statSync, writeSync } from 'node:fs';
+import { mkdirSync, readFileSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { ClientBase } from 'pg';
+import { replaceFile } from '../linux/durable-file.ts';
 
 /** The process roles of Cofre. Each connects to PostgreSQL as itself, so that the database enforces what each may touch. */
 export const PROCESS_ROLES = ['tokenize', 'detokenize', 'sequencer', 'relay', 'admin'] as const;
@@ -81,7 +82,8 @@ export async function ensureRoles(client: ClientBase, options: { database: strin
       const rights = await client.query<{ may: boolean }>('SELECT rolsuper OR rolcreaterole AS may FROM pg_catalog.pg_roles WHERE rolname = current_user');
       if (rights.rows[0]?.may !== true) throw new Error("the database URL's user lacks CREATEROLE: grant it, or create the login roles by hand and put their passwords into the role file");
       for (const name of missing) if (!passwords.has(name)) passwords.set(name, randomBytes(32).toString('base64url'));
-      writeDurably(options.file, `${JSON.stringify(Object.fromEntries(passwords), null, 2)}\n`);
+      mkdirSync(dirname(options.file), { recursive: true, mode: 0o700 });
+      replaceFile(options.file, `${JSON.stringify(Object.fromEntries(passwords), null, 2)}\n`, 0o600);
       for (const name of missing) {
         // A password cannot be a parameter here; base64url has no character that needs quoting.
         await client.query(`CREATE ROLE ${quoteIdentifier(name)} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD '${passwords.get(name)!}'`);
@@ -121,24 +123,4 @@ export function parseJson(text: string): unknown {
 
 function existsAsFile(file: string): boolean {
   return statSync(file, { throwIfNoEntry: false }) !== undefined;
-}
-
-/** Replaces `file` by `text`, mode 0600: after a crash it holds the old text or the new, and the new once this returned. */
-function writeDurably(file: string, text: string): void {
-  mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
-  const temporary = `${file}.${process.pid}.new`;
-  const fd = openSync(temporary, 'w', 0o600);
-  try {
-    writeSync(fd, text);
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-  renameSync(temporary, file);
-  const folder = openSync(dirname(file), 'r');
-  try {
-    fsyncSync(folder);
-  } finally {
-    closeSync(folder);
-  }
 }

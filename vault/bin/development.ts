@@ -1,9 +1,10 @@
 /** What development takes for granted, made once and kept: secrets, HSM token and keys, certificates, policies. */
 import { randomBytes } from 'node:crypto';
-import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { runCeremony } from '../../hsm/ceremony.ts';
+import { flushFolder, flushTree, replaceFile } from '../../platform-adapters/linux/durable-file.ts';
 import { createDevelopmentPki } from '../../platform-adapters/pki/development.ts';
 import type { DevelopmentPki } from '../../platform-adapters/pki/development.ts';
 import { ConfigError } from '../config.ts';
@@ -17,6 +18,7 @@ import type { Config } from '../config.ts';
  */
 export async function prepareDevelopment(home: string, config: Config): Promise<DevelopmentPki> {
   for (const folder of ['', 'hsm', 'hsm/tokens', 'secrets', 'writers']) mkdirSync(join(home, folder), { recursive: true, mode: 0o700 });
+  flushFolder(home);
   const pki = createDevelopmentPki(join(home, 'pki'), { trustDomain: config.tls.trust_domain, now: () => new Date() });
 
   const policies = join(home, 'policies');
@@ -54,8 +56,9 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
       },
       { pin, soPin, resume: true, now: () => new Date() },
     );
-    writeFileSync(`${done}.new`, `${JSON.stringify({ domains, ...report }, null, 2)}\n`, { mode: 0o600 });
-    renameSync(`${done}.new`, done);
+    // SoftHSM2 does not flush what it writes. From here on cards depend on it, and on the PIN.
+    flushTree(join(home, 'hsm/tokens'));
+    replaceFile(done, `${JSON.stringify({ domains, ...report }, null, 2)}\n`, 0o600);
   }
   pin.fill(0);
   soPin.fill(0);
@@ -97,7 +100,5 @@ export function readPin(path: string): Buffer {
 }
 
 function writeOnce(path: string, text: string): void {
-  if (existsSync(path)) return;
-  writeFileSync(`${path}.new`, text, { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  if (!existsSync(path)) replaceFile(path, text, 0o600);
 }

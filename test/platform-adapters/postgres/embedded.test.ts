@@ -7,6 +7,7 @@ import t, { type Test } from 'tap';
 import { adminConnection, assertDurable } from '../../../platform-adapters/postgres/connect.ts';
 import { startEmbedded, type EmbeddedOptions, type EmbeddedPostgres } from '../../../platform-adapters/postgres/embedded.ts';
 import { withClient } from '../../support/database.ts';
+import { watchFlushes } from '../../support/flushes.ts';
 
 /** A state folder that is removed again; the name's length is chosen where it matters. */
 function stateFolder(t: Test, name = 'postgres'): string {
@@ -166,6 +167,15 @@ t.test('a half-made cluster is thrown away', async (t) => {
   chmodSync(folder, 0o711);
   await started(t, folder);
   t.notOk(readdirSync(folder).some((name) => name.startsWith('initdb-')));
+});
+
+t.test('a new cluster is on disk with its passwords, under its own name, before it is used', async (t) => {
+  const folder = stateFolder(t);
+  const flushes = watchFlushes();
+  t.teardown(() => flushes.stop());
+  await started(t, folder);
+  const half = new RegExp(`^${folder}/initdb-[0-9a-f]{12}$`);
+  t.match(flushes.paths, [new RegExp(`^${folder}/initdb-[0-9a-f]{12}/passwords\\.json\\.`), half, half, folder]);
 });
 
 t.test('a state folder with a long path gets its socket elsewhere, in a private folder', async (t) => {
