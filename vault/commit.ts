@@ -14,7 +14,7 @@ import type { NoteSigner } from '../audit/note.ts';
 import type { MadeIn } from './card-store.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
-import { insertEvents } from './outbox.ts';
+import { insertEvents, renderEvents } from './outbox.ts';
 import type { VaultEvent } from './outbox.ts';
 import { begin, classify, prepareSession } from './writer-session.ts';
 import type { WriterConnector, WriterSession } from './writer-session.ts';
@@ -126,7 +126,7 @@ export class GroupCommit<Operation, Outcome> {
   readonly #expiry: NodeJS.Timeout;
   /** Since when (monotonic, ms) the writer has had no usable session; null while it has one. */
   #awaySince: number | null = null;
-  /** When (monotonic, ms) the database last refused a batch; null once one was committed since. */
+  /** See `logRefused`. */
   #logRefused = false;
 
   private constructor(options: CommitOptions<Operation, Outcome>, chain: WriterChain, session: WriterSession) {
@@ -354,14 +354,16 @@ export class GroupCommit<Operation, Outcome> {
     // 5.2 The batch of their entries and their events, and COMMIT right behind them on the wire.
     // A crash before COMMIT arrives leaves nothing; after it, everything is durable and nobody has been answered yet.
     let batch: Batch;
+    let events: string | null = null;
     try {
       batch = this.#chain.form(entries, startedAt);
+      const told = this.#options.outbox ? outcomes.flatMap((settlement) => settlement.events ?? []) : [];
+      if (told.length > 0) events = renderEvents(told, startedAt);
     } catch (error) {
       return await this.#rollBack(session, error);
     }
-    const events = this.#options.outbox ? outcomes.flatMap((settlement) => settlement.events ?? []) : [];
     const appended = quiet(this.#chain.append(tx, batch));
-    const stored = events.length === 0 ? null : quiet(insertEvents(tx, made, events));
+    const stored = events === null ? null : quiet(insertEvents(tx, made, events));
     const committed = quiet(tx.query('COMMIT'));
     try {
       await appended;

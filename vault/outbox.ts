@@ -19,15 +19,21 @@ export interface VaultEvent {
 }
 
 /**
- * One row for all events of a transaction, as a JSON array in the order of the calls:
- * `{type, subject (the token, or the card's id for `card.updated`), tenant, data}`, to which a relay adds CloudEvents 1.0's `id` (writer, number and place in the array,
- * unique for ever), `time` and `source`.
+ * The events of a transaction as a JSON array in the order of the calls: `{type, subject (the token, or the card's id for `card.updated`), tenant, data}`, to which a
+ * relay adds CloudEvents 1.0's `id` (writer, number and place in the array, unique for ever), `time` and `source`.
+ *
+ * Made before anything is sent: one that failed behind COMMIT's back would leave a batch committed without its events.
  */
-export async function insertEvents(tx: ClientBase, made: MadeIn, events: readonly VaultEvent[]): Promise<void> {
+export function renderEvents(events: readonly VaultEvent[], at: Date): string {
+  return JSON.stringify(events.map((event) => render(event, at)));
+}
+
+/** One row for all events of a transaction, as `renderEvents` made them. */
+export async function insertEvents(tx: ClientBase, made: MadeIn, events: string): Promise<void> {
   await tx.query({
     name: 'insert-outbox',
     text: 'INSERT INTO outbox (writer, number, made_at, events) VALUES ($1::bigint, $2::bigint, $3::timestamptz, $4::json)',
-    values: [made.writer, made.batch, made.at, JSON.stringify(events.map((event) => render(event, made.at)))],
+    values: [made.writer, made.batch, made.at, events],
   });
 }
 

@@ -23,6 +23,8 @@ export type Behaviour =
   | 'breaks_row'
   /** Throws an error of our own making. */
   | 'throws'
+  /** Its event is of a row that nothing can be said of. */
+  | 'untellable'
   /** Throws, and its failure has an entry that is too large as well. */
   | 'unrecordable'
   /** Writes nothing and has no entry. */
@@ -195,7 +197,7 @@ function eventOf(op: TestOperation, at: Date): VaultEvent {
   return {
     type: 'token.created',
     call: { requestId: op.id, at, caller: null, from: '' },
-    row: { tenantId: 1, token: 'tok_test', cardToken: 'tok_test', fingerprint: Buffer.alloc(32), cardId: Buffer.alloc(16), expiry: null, brand: 'visa', bin: null, last4: '1111', panLength: 16, format: 'opaque', status: 'active', rowVersion: 1, expiresAt: null, tokenMac: Buffer.alloc(16), metadata: null, createdAt: at },
+    row: { tenantId: 1, token: 'tok_test', cardToken: 'tok_test', fingerprint: Buffer.alloc(32), cardId: Buffer.alloc(16), expiry: null, brand: 'visa', bin: null, last4: '1111', panLength: 16, format: 'opaque', status: 'active', rowVersion: 1, expiresAt: null, tokenMac: Buffer.alloc(16), metadata: null, createdAt: op.behaviour === 'untellable' ? (Number.POSITIVE_INFINITY as unknown as Date) : at },
   };
 }
 

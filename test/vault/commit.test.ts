@@ -398,6 +398,14 @@ t.test('a storm of strikes at random messages loses nothing and doubles nothing'
   await bench.verify(t, 'at the end');
 });
 
+t.test('an operation whose event cannot be made fails alone, and nothing stands without its events', async (t) => {
+  const bench = await Bench.open(t, await workDatabase(t));
+  t.same(await bench.runAll([operation(), operation('untellable'), operation()]), ['committed', 'internal', 'committed']);
+  await bench.verify(t, 'its neighbours stand with theirs');
+  t.same(await bench.runAll(operations(2)), ['committed', 'committed']);
+  await bench.verify(t, 'and the chain goes on');
+});
+
 t.test('where events cannot be stored nothing is, and the writer goes on once they can', async (t) => {
   const database = await workDatabase(t);
   const bench = await Bench.open(t, database);
