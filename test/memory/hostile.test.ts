@@ -176,7 +176,7 @@ for (const [name, scenario] of Object.entries(scenarios)) {
 /** How a call with a card begins that is never finished, and how many of its cards lie in memory as a whole while it stands. */
 const beginnings: Record<string, { readonly begin: (connection: RawConnection, card: Buffer) => Promise<void>; readonly whole: number }> = {
   'a body that lacks its end': { begin: async (connection, card) => await connection.send([tokenize(card).subarray(0, -2)]), whole: cardsEach },
-  'a body whose bytes come one by one, and not the last': { begin: async (connection, card) => await connection.send([...tokenize(card).subarray(0, -1)].map((byte) => Buffer.of(byte)), 1), whole: 0 },
+  'a body whose bytes come one by one, and not the last': { begin: async (connection, card) => await connection.send([...tokenize(card).subarray(0, -1)].map((byte) => Buffer.of(byte)), 1), whole: cardsEach },
   'a body that was waited for, and lacks its end': {
     begin: async (connection, card) => {
       await connection.send([head('POST /v1/tokenize HTTP/1.1', 'Expect: 100-continue', 'Content-Length: 60')]);
