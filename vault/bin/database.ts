@@ -53,9 +53,16 @@ export function givenDatabase(url: string, roleFile: string, config: Config): Da
   return { url, roleFile: null };
 }
 
-/** How a process connects as one of its roles. @throws Error of one line. */
+/**
+ * A database that has fallen silent (a pulled cable, a host that is gone) is given up on after these times. Without them a statement would wait as long as TCP repeats itself, a
+ * quarter of an hour, although another server has long taken over: the lease of the next seals, or the key that a card is opened with.
+ */
+const patience = { connectionTimeoutMillis: 5000, query_timeout: 15_000, keepAlive: true } satisfies ClientConfig;
+
+/** How a process connects as one of its roles, and how long it waits for answers. @throws Error of one line. */
 export function connectionOf(access: DatabaseAccess, role: ProcessRole): ClientConfig {
-  return access.roleFile === null ? { ...adminConnection(access.url), application_name: `cofre ${role}` } : connectionFor(role, { adminUrl: access.url, file: access.roleFile });
+  const connection = access.roleFile === null ? { ...adminConnection(access.url), application_name: `cofre ${role}` } : connectionFor(role, { adminUrl: access.url, file: access.roleFile });
+  return { ...connection, ...patience };
 }
 
 /** The configured tenants, after the schema was found to be this version's. @throws Error of one line. */

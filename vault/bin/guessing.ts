@@ -16,7 +16,7 @@ const shareAtEndMs = 3000;
 /** Resolves once the counts of the day are taken over, as far as the database answers. They are shared for the last time when the stack is unwound. */
 export async function openGuessing(stack: AsyncDisposableStack, options: { readonly config: Config; readonly connection: ClientConfig; readonly log: Log; readonly metrics: Metrics; readonly now: () => Date }): Promise<Guessing> {
   const { config, connection, log, metrics, now } = options;
-  const pool = new Pool({ ...connection, max: 1, application_name: 'cofre guessing', connectionTimeoutMillis: 5000, query_timeout: 15_000 });
+  const pool = new Pool({ ...connection, max: 1, application_name: 'cofre guessing' });
   pool.on('error', () => undefined);
   stack.defer(() => endPool(pool));
   const guessing = new Guessing({
