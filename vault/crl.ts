@@ -84,7 +84,12 @@ function parseCrl(bytes: Buffer): Crl {
 
   let number: bigint | null = null;
   if (list.next() === 0xa0) {
-    for (const { id, critical, value } of extensions(list.enter(0xa0).enter(0x30))) {
+    const wrapper = list.enter(0xa0);
+    const seen = new Set<string>();
+    for (const { id, critical, value } of extensions(wrapper.enter(0x30))) {
+      // RFC 5280 4.2, for lists as for certificates.
+      if (seen.has(id)) throw new Error('a revocation list has an extension twice');
+      seen.add(id);
       if (id === oids.crlNumber) {
         const reader = new Reader(value);
         const integer = reader.take(0x02);
@@ -95,6 +100,7 @@ function parseCrl(bytes: Buffer): Crl {
         throw new Error('a revocation list has a critical extension, so it is not a complete list');
       }
     }
+    wrapper.end();
   }
   list.end();
   if (number === null) throw new Error('a revocation list has no number');

@@ -334,6 +334,13 @@ t.test('a list is strict DER, to its last element and in the shortest form', (t)
   t.throws(() => parseCrls(der.sequence(...parts, der.integerOf(1n))), /is not DER/, 'more behind the signature');
   const reason = der.sequence(der.sequence(der.oid('2.5.29.21'), der.octets(Buffer.from('0a0101', 'hex'))));
   t.throws(() => parseCrls(handMade({ entry: [reason, der.integerOf(1n)] })), /is not DER/, 'more behind the extensions of an entry');
+  t.throws(() => parseCrls(handMade({ behind: [der.integerOf(1n)] })), /is not DER/, 'more behind the extensions of the list');
+  t.end();
+});
+
+t.test('a list has each extension once, its number above all', (t) => {
+  const again = der.sequence(der.oid('2.5.29.20'), der.octets(der.integerOf(2n)));
+  t.throws(() => parseCrls(handMade({ extensions: [again] })), /an extension twice/);
   t.end();
 });
 
@@ -377,6 +384,8 @@ interface Shape {
   readonly issuer?: Buffer;
   readonly number?: Buffer;
   readonly thisUpdate?: Buffer;
+  /** Elements behind the list's extensions, inside their tag. */
+  readonly behind?: readonly Buffer[];
 }
 
 /** A list of any form, its signature rubbish. */
@@ -394,6 +403,6 @@ function bodyOf(shape: Shape, algorithm: Buffer): Buffer {
     shape.thisUpdate ?? der.time(moment),
     ...(shape.nextUpdate === false ? [] : [der.time(new Date(moment.getTime() + hourMs))]),
     der.sequence(der.sequence(der.integerOf(0xab1n), der.time(moment), ...(shape.entry ?? []))),
-    der.tagged(0, der.sequence(der.sequence(der.oid('2.5.29.20'), der.octets(shape.number ?? der.integerOf(1n))), ...(shape.extensions ?? []))),
+    der.tagged(0, der.sequence(der.sequence(der.oid('2.5.29.20'), der.octets(shape.number ?? der.integerOf(1n))), ...(shape.extensions ?? [])), ...(shape.behind ?? [])),
   );
 }
