@@ -155,6 +155,8 @@ export class SessionPool {
    * `authenticates: true` says that the operation checks a tag: where the token only answers "general error" and a probe then finds it in good order, the
    * error is `corrupt` instead of `refused`.
    *
+   * Bytes that come after the deadline are wiped, as nobody is left to do so.
+   *
    * Throws HsmError `unavailable` (away, no session in time, no answer in time), `refused`, `corrupt`, and whatever HsmError the operation itself throws.
    */
   async run<T>(operation: (session: Session) => Promise<T>, how: { readonly once?: boolean; readonly authenticates?: boolean } = {}): Promise<T> {
@@ -347,7 +349,9 @@ export class SessionPool {
 
   async #whenSettled(call: Promise<unknown>, finish: () => void): Promise<void> {
     try {
-      await call;
+      const late = await call;
+      // A key or a card, perhaps, which nobody is left to wipe.
+      if (late instanceof Uint8Array) late.fill(0);
     } catch {
       // Whoever waited for it was told long ago.
     }

@@ -4,6 +4,7 @@ import type { Test } from 'tap';
 import type { Keyring } from '../../hsm/keyring.ts';
 import { findSlot } from '../../hsm/pkcs11.ts';
 import type { CKR } from '../../hsm/pkcs11.ts';
+import { SessionPool } from '../../hsm/session-pool.ts';
 import { hsmError } from './hsm-error.ts';
 import { custodies, hsmOf, keyringOf, memoryStore, softKind, strictKind } from './hsms.ts';
 import type { Hsm } from './hsms.ts';
@@ -230,6 +231,19 @@ t.test('a call that never returns is given up, its session retired, and the plac
   second();
   await new Promise((resolve) => setTimeout(resolve, 5));
   await exercise(t, keyring);
+});
+
+t.test('what a call gives when it has been given up is wiped', async (t) => {
+  const { hsm, strict } = await strictOf(t);
+  const pool = await SessionPool.open({ module: strict, tokenLabel: hsm.tokenLabel, pin: hsm.pin, probe: async () => undefined, now: () => new Date(), ...eager, callMs: 20 });
+  t.teardown(() => pool.close());
+  const late = Promise.withResolvers<Buffer>();
+  await t.rejects(pool.run(() => late.promise), hsmError('unavailable'));
+  const bytes = Buffer.from(digits);
+  late.resolve(bytes);
+  await new Promise((resolve) => setImmediate(resolve));
+  t.same(bytes, Buffer.alloc(digits.length));
+  t.same(await pool.run(async () => Buffer.from(digits)), digits, 'and what comes in time is not');
 });
 
 t.test('whoever finds no free session in time is told so', async (t) => {
