@@ -9,6 +9,8 @@ export class RequestAborted extends Error {}
 /** Bytes of a refused body that are read and thrown away, so that the client can see the answer; beyond it the connection ends. */
 const maxDrainBytes = 4 * 1024 * 1024;
 
+const nothing = secretBytes(0);
+
 /** Wipes what is still to come of a body that nobody reads: its call was refused before, and Node would throw it away as it is. */
 export function discardBody(request: IncomingMessage): void {
   if (request.readableEnded || request.destroyed) return;
@@ -28,7 +30,7 @@ export function discardBody(request: IncomingMessage): void {
  */
 export function readBody(request: IncomingMessage, maxBytes: number): Promise<Buffer> {
   return new Promise((resolve, reject) => {
-    let room = secretBytes(0);
+    let room = nothing;
     let size = 0;
     let refused = false;
     let ended = false;
@@ -57,7 +59,7 @@ export function readBody(request: IncomingMessage, maxBytes: number): Promise<Bu
     const onEnd = (): void => {
       ended = true;
       if (refused) return;
-      resolve(room.subarray(0, size));
+      resolve(size === room.length ? room : room.subarray(0, size));
     };
     const onClose = (): void => {
       // Every request closes. Only one that was cut off is worth an error, whose stack alone would cost a twentieth of a tokenize.
