@@ -1,5 +1,6 @@
 import { startInCleanClone } from './extended/clean-clone.ts';
 import { fuzzApi } from './extended/schemathesis.ts';
+import { checkWithTessera } from './extended/tessera.ts';
 import { scanListeners } from './extended/testssl.ts';
 
 /**
@@ -18,6 +19,7 @@ const PARTS: readonly Part[] = [
   { name: 'npm start in a clean clone, as a user without rights', run: startInCleanClone },
   { name: 'schemathesis over the whole API', run: fuzzApi },
   { name: 'testssl.sh on both listeners', run: scanListeners },
+  { name: "tessera's fsck over the log", run: checkWithTessera },
 ];
 
 const words = process.argv.slice(2);
