@@ -24,12 +24,12 @@ export interface Binding {
  * Seals and opens for one tenant. Both calls are synchronous in envelope custody while the key is in memory, promises otherwise: await them.
  *
  * `seal` returns a Buffer of the caller's: 57 bytes for a PAN (12 to 19 ASCII digits), 33 plus a multiple of 32 for a name (1 to 255 bytes of UTF-8). It only
- * reads the plaintext and wipes its own copies. Throws HsmError `refused` (wrong tenant or lengths), `exhausted` (no leased seal is left just now) and
- * `unavailable`.
+ * reads the plaintext and wipes its own copies. Throws HsmError `refused` (wrong tenant or lengths), `exhausted` (no leased seal is left just now),
+ * `store` (none could be leased) and `unavailable`.
  *
  * `open` redeems the receipt before it decrypts anything: no committed entry, no plaintext, and one entry opens a value once. It returns the plaintext without
  * padding in a Buffer that the caller owns and must wipe. Throws HsmError `corrupt` where the value is not exactly what was sealed for this kind, tenant and
- * card, `not_found` where its key is unknown or destroyed, and `unavailable`; and what `receipt.redeem()` throws.
+ * card, `not_found` where its key is unknown or destroyed, `store` where its key could not be looked up, and `unavailable`; and what `receipt.redeem()` throws.
  */
 export interface CardCipher {
   seal(kind: SealedKind, plaintext: Uint8Array, binding: Binding): Buffer | Promise<Buffer>;
@@ -52,9 +52,9 @@ export interface HsmDataKey {
 export interface DataKeySource<Key> {
   /** The current key, with one leased seal of it used up. Throws HsmError `exhausted` where none is left just now, `unavailable` where keys may not be used. */
   take(): Key;
-  /** As `take`, but waits for a lease that is on its way. */
+  /** As `take`, but waits for a lease that is on its way. Throws `store` where it does not come. */
   takeSoon(): Promise<Key>;
-  /** The key with that id, from memory or once it is loaded. Throws HsmError `not_found`, `corrupt` or `unavailable`. */
+  /** The key with that id, from memory or once it is loaded. Throws HsmError `not_found`, `corrupt`, `store` or `unavailable`. */
   byId(keyId: number): Key | Promise<Key>;
 }
 

@@ -96,7 +96,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
         return this.take();
       } catch (error) {
         if (!(error instanceof HsmError) || error.kind !== 'exhausted') throw error;
-        await this.prepare();
+        await answered(this.prepare());
       }
     }
   }
@@ -227,11 +227,11 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
   async #loadById(keyId: number): Promise<Key> {
     const pending = this.#loading.get(keyId);
     if (pending !== undefined) return pending;
-    const row = this.#options.registry.byId(keyId).then((found) => {
+    const key = answered(this.#options.registry.byId(keyId)).then((found) => {
       if (found === null) throw new HsmError('not_found', 'a sealed value names an unknown key');
       return this.#loadRow(found);
     });
-    return this.#remember(keyId, row);
+    return this.#remember(keyId, key);
   }
 
   #load(row: KeyRow): Promise<Key> {
@@ -261,5 +261,15 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
     );
     this.#loading.set(keyId, kept);
     return kept;
+  }
+}
+
+/** What a cipher waits for: a failure of the store's own becomes one that its caller can tell from a defect. */
+async function answered<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (cause) {
+    if (cause instanceof HsmError) throw cause;
+    throw new HsmError('store', 'the key registry does not answer', { cause });
   }
 }

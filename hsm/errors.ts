@@ -4,6 +4,7 @@
 export type HsmErrorKind =
   | 'unavailable' // the HSM does not answer, or has been away for longer than allowed
   | 'sealed' // the PIN is not unlocked yet
+  | 'store' // the key registry's store does not answer, and a key was needed from it
   | 'not_found' // no object, key or tenant of that name
   | 'ambiguous' // more than one object has the label: nobody knows which one is meant
   | 'refused' // the HSM or this code declines: wrong PIN, wrong template, wrong length, not permitted
@@ -13,6 +14,7 @@ export type HsmErrorKind =
 const retryableKinds = {
   unavailable: true,
   sealed: true,
+  store: true,
   not_found: false,
   ambiguous: false,
   refused: false,

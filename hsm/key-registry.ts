@@ -30,7 +30,8 @@ export interface KeyRow {
  * Every promise that resolves speaks of something durable: a row that was inserted or seals that were leased survive any crash afterwards. A rejected call
  * may have done its work all the same; each is safe to repeat (a lost lease only wastes seals). All methods may be called at once, from many processes on one
  * store: `insertKey` and `leaseSeals` are atomic. Rows are returned as they are stored; the keyring checks their MAC, so a store need not be trusted.
- * Rejections are the store's own errors and pass through the keyring as they are.
+ * Rejections are the store's own errors. They pass through the keyring as they are, at its opening and its upkeep; a cipher that needed the
+ * store meanwhile throws HsmError `store`.
  */
 export interface KeyStore {
   /** A key id that was never handed out before and never will be again. Gaps are fine. */

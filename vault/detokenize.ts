@@ -13,7 +13,7 @@ import type { Call } from './call.ts';
 import { findSealed } from './card-store.ts';
 import type { MadeIn, SealedRow } from './card-store.ts';
 import type { Committed, Settlement } from './commit.ts';
-import { VaultError, problemOfItem } from './errors.ts';
+import { VaultError, codeOfHsm, problemOfItem } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
 import type { Policy, Purpose } from './policy.ts';
 import type { Decision } from './policy.ts';
@@ -79,7 +79,7 @@ interface OpenedCard {
  * The digits go from the cipher into that Buffer and are never a string.
  *
  * @throws VaultError `not_authorized`, `token_unknown`, `token_revoked`, `token_expired`, `token_suspended`, `quota_exceeded`,
- *   `hsm_unavailable`, `internal`, and what `commit` throws.
+ *   `hsm_unavailable`, `store_unavailable`, `sealed`, `internal`, and what `commit` throws.
  */
 export async function detokenize(deps: DetokenizeDeps, call: Call, input: { readonly token: string; readonly purpose: Purpose; readonly reference?: string }): Promise<Buffer> {
   const { token, ...why } = input;
@@ -134,7 +134,7 @@ async function openAll(deps: DetokenizeDeps, call: Call, action: DetokenizeOpera
       try {
         card = await openCard(receipt, tenant, row);
       } catch (error) {
-        card = error instanceof HsmError && error.retryable ? 'hsm_unavailable' : 'internal';
+        card = error instanceof HsmError ? codeOfHsm(error) : 'internal';
         causes.push(error);
       }
       opened.set(cardId, card);

@@ -4,6 +4,7 @@
  * Every message here is constant text: nothing that a client sent, and nothing of an inner error, is ever part of an answer.
  * Whoever needs a new code adds a row to the table; nobody writes a status anywhere else.
  */
+import type { HsmError } from '../hsm/errors.ts';
 import type { EntryFacts } from './call.ts';
 
 interface ErrorRow {
@@ -71,6 +72,13 @@ export class VaultError extends Error {
   get retryable(): boolean {
     return table[this.code].retryable;
   }
+}
+
+/** What trouble with keys is to the caller. */
+export function codeOfHsm({ kind, retryable }: HsmError): ErrorCode {
+  if (kind === 'sealed') return 'sealed';
+  if (kind === 'store') return 'store_unavailable';
+  return retryable ? 'hsm_unavailable' : 'internal';
 }
 
 /** RFC 9457 problem details, with the three members that the contract adds. */

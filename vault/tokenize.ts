@@ -8,7 +8,7 @@ import { HsmError } from '../hsm/errors.ts';
 import type { Call } from './call.ts';
 import type { TokenFormat } from './card-store.ts';
 import type { Committed } from './commit.ts';
-import { VaultError } from './errors.ts';
+import { VaultError, codeOfHsm } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
 import type { Guessing } from './guessing.ts';
 import type { Lane } from './lane.ts';
@@ -248,7 +248,7 @@ async function guarded<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {
-    if (error instanceof HsmError) throw new VaultError(error.kind === 'sealed' ? 'sealed' : error.retryable ? 'hsm_unavailable' : 'internal', { cause: error });
+    if (error instanceof HsmError) throw new VaultError(codeOfHsm(error), { cause: error });
     throw error;
   }
 }

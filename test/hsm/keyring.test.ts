@@ -299,6 +299,27 @@ for (const kind of kinds) {
         await t.rejects(async () => cipher.open(receipt(), 'pan', sealed, binding('acme')), hsmError('corrupt'));
       });
 
+      await t.test('a store that is away while a key is needed is told from a fault, and is asked again', async (t) => {
+        const store = memoryStore(t);
+        const limits = { blockSeals: 1, keySeals: 100, keyAgeMs: 86_400_000, aheadMs: 3_600_000 };
+        const sealer = (await keyringOf(t, hsm, { custody, store, limits, uses: ['seal'] })).forTenant('acme').cipher;
+        const sealed = await sealer.seal('pan', digits, binding('acme'));
+        const opener = (await keyringOf(t, hsm, { custody, store, uses: ['open'] })).forTenant('acme').cipher;
+        store.failNext('keyById');
+        await t.rejects(async () => opener.open(receipt(), 'pan', sealed, binding('acme')), hsmError('store'));
+        t.same(await opener.open(receipt(), 'pan', sealed, binding('acme')), digits);
+        if (custody === 'envelope') return;
+        // Every seal has a lease of its own here: whatever is ready is used up before the store fails.
+        await sealer.seal('pan', digits, binding('acme'));
+        for (let n = 0; n < 3; n += 1) store.failNext('leaseSeals');
+        await t.rejects(
+          async () => {
+            for (let n = 0; n < 3; n += 1) await sealer.seal('pan', digits, binding('acme'));
+          },
+          hsmError('store'),
+        );
+      });
+
       for (const call of ['reserveKeyId', 'insertKey', 'leaseSeals'] as const) {
         for (const persist of [false, true]) {
           await t.test(`a store whose ${call} ${persist ? 'is done but not answered' : 'fails'} leaves nothing behind that the next start trips over`, async (t) => {

@@ -164,7 +164,7 @@ t.test('what the cipher gave is wiped once it stands in the answer', async (t) =
 t.test('a name that does not open fails the call in a second entry, and leaves no digits', async (t) => {
   const database = await freshDatabase(t);
   const { token } = await (await openVault(t, database)).tokenize(1, { cardholder: 'ANA' });
-  for (const [kind, code] of [['corrupt', 'internal'], ['unavailable', 'hsm_unavailable']] as const) {
+  for (const [kind, code] of [['corrupt', 'internal'], ['unavailable', 'hsm_unavailable'], ['store', 'store_unavailable'], ['sealed', 'sealed']] as const) {
     const opener = await openOpener(t, database, {
       before: (what) => {
         if (what === 'name') throw new HsmError(kind, 'the name does not open');
