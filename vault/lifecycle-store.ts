@@ -22,17 +22,62 @@ export async function lockCards(tx: ClientBase, cards: readonly CardKey[]): Prom
   });
 }
 
-/** Every token of these cards, the first ones included. */
-export async function findTokensOfCards(tx: ClientBase, cards: readonly CardKey[]): Promise<TokenRow[]> {
+/** What stands beside some tokens of a card, without their rows: a card may have any number of them. */
+export interface Others {
+  readonly tenantId: number;
+  readonly cardToken: string;
+  /** Whether it has further tokens that are not among those. */
+  readonly some: boolean;
+  /** Whether one of them is alive, as far as its columns say: not marked as dead, and not past its end at that moment. */
+  readonly alive: boolean;
+}
+
+/** What these cards have beside their first tokens and `without`; `at` null takes a token that is not marked as dead for alive whatever its end. */
+export async function findOthers(tx: ClientBase, cards: readonly CardKey[], without: readonly string[], at: Date | null): Promise<Others[]> {
+  const { rows } = await tx.query<{ tenant_id: number; token: string; some: boolean; alive: boolean }>({
+    name: 'find-others',
+    text: `SELECT q.tenant_id, q.token,
+                  EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])) AS some,
+                  EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])
+                             AND t.status < 2 AND (t.token_expires_at IS NULL OR $4::timestamptz IS NULL OR t.token_expires_at > $4::timestamptz)) AS alive
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)`,
+    values: [...keysOf(cards), textArray(without), at],
+  });
+  return rows.map((row) => ({ tenantId: row.tenant_id, cardToken: row.token, some: row.some, alive: row.alive }));
+}
+
+/** Tokens that are in memory at once while all those of a card are looked at. */
+const tokensAtOnce = 1000;
+
+/** Calls `look` with every further token of these cards, a thousand at a time. */
+export async function eachFurtherToken(tx: ClientBase, cards: readonly CardKey[], look: (row: TokenRow) => void): Promise<void> {
+  await tx.query({
+    text: `DECLARE further_tokens NO SCROLL CURSOR FOR
+           SELECT ${tokenColumns.further}
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.card_token = q.token
+           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+    values: keysOf(cards),
+  });
+  for (let read = tokensAtOnce; read === tokensAtOnce; ) {
+    const rows = await readTokens(tx, { name: 'fetch-further-tokens', text: `FETCH ${tokensAtOnce} FROM further_tokens`, values: [] });
+    for (const row of rows) look(row);
+    read = rows.length;
+  }
+  await tx.query('CLOSE further_tokens');
+}
+
+/** The first tokens of these cards, and of each a few further ones that are not marked as dead. */
+export async function findVouching(tx: ClientBase, cards: readonly CardKey[]): Promise<TokenRow[]> {
   return await readTokens(tx, {
-    name: 'find-tokens-of-cards',
+    name: 'find-vouching',
     text: `SELECT ${tokenColumns.first}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
            JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
            UNION ALL
            SELECT ${tokenColumns.further}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.card_token = q.token
+           JOIN LATERAL (SELECT * FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.status < 2 LIMIT 8) t ON true
            JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
     values: keysOf(cards),
   });

@@ -10,7 +10,7 @@ import type { MadeIn, TokenRow } from './card-store.ts';
 import type { Committed, Settlement } from './commit.ts';
 import { VaultError } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
-import { destroyCards, findEnding, findTokensOfCards, lockCards, updateTokens } from './lifecycle-store.ts';
+import { destroyCards, eachFurtherToken, findEnding, findOthers, lockCards, updateTokens } from './lifecycle-store.ts';
 import type { CardKey } from './lifecycle-store.ts';
 import type { EventType, VaultEvent } from './outbox.ts';
 import type { Decision, Policy } from './policy.ts';
@@ -130,15 +130,19 @@ export async function storeLifecycle(tx: ClientBase, operations: readonly Lifecy
   const asked = operations.filter((operation) => operation.wellFormed);
   const seen = asked.length === 0 ? [] : await findTokens(tx, asked.map(({ tenant }) => tenant.id), asked.map(({ token }) => token));
   const rows = await lockedRows(tx, seen);
+  // Only a deletion ends a card.
+  const tenants = new Map(operations.map(({ tenant }) => [tenant.id, tenant]));
+  const deleted = asked.flatMap(({ action, tenant, token }) => (action === 'delete' ? (rows.get(tenant.id, token) ?? []) : []));
+  const others = await deadOthers(tx, rows, deleted, made.at, tenants);
 
   // b. One operation after the other: several may mean one token, or one card. `over`: after it no token of the card is alive.
   const settled = operations.map((operation) => {
     const applied = apply(operation, rows.get(operation.tenant.id, operation.token), rows, made.at);
-    return { operation, ...applied, over: applied.outcome.kind === 'done' && isOver(rows.ofCard(applied.outcome.row), operation.tenant, made.at) };
+    return { operation, ...applied, over: applied.outcome.kind === 'done' && isOver(applied.outcome.row, rows, others, operation.tenant, made.at) };
   });
 
   // c. Cards without a living token are destroyed.
-  const destroyed = await finish(tx, rows, settled.flatMap(({ outcome }) => (outcome.kind === 'done' ? [outcome.row] : [])), made.at, new Map(operations.map(({ tenant }) => [tenant.id, tenant])));
+  const destroyed = await finish(tx, rows, others, settled.flatMap(({ outcome }) => (outcome.kind === 'done' ? [outcome.row] : [])), made.at, tenants);
   // Of several that ended one card's tokens the first after which none was alive has destroyed it; those before it found it standing.
   const told = new Set<string>();
   return settled.map(({ operation, outcome, changed, over }) => {
@@ -166,35 +170,69 @@ function apply({ action, tenant, wellFormed }: LifecycleOperation, row: TokenRow
   return { outcome: { kind: 'done', row: rows.change(tenant, row, next), cardDestroyed: false }, changed: true };
 }
 
-/** Locks the cards of these tokens against every other change, and reads all tokens that they have. */
+/** Locks the cards of these tokens against every other change, and reads the tokens again, with the first ones of their cards. */
 async function lockedRows(tx: ClientBase, seen: readonly TokenRow[]): Promise<Rows> {
   const cards = new Map(seen.map((row): [string, CardKey] => [cardId(row), { tenantId: row.tenantId, cardToken: row.cardToken }]));
   if (cards.size === 0) return new Rows([]);
   await lockCards(tx, [...cards.values()]);
-  return new Rows(await findTokensOfCards(tx, [...cards.values()]));
+  const named = new Map([...seen.map(({ tenantId, token }) => ({ tenantId, token })), ...[...cards.values()].map(({ tenantId, cardToken }) => ({ tenantId, token: cardToken }))].map((one) => [`${one.tenantId}:${one.token}`, one]));
+  return new Rows(await findTokens(tx, [...named.values()].map(({ tenantId }) => tenantId), [...named.values()].map(({ token }) => token)));
+}
+
+/** Of a card whose further tokens beside those in `Rows` are all dead: those of them that are past their end and not marked yet. */
+type DeadOthers = ReadonlyMap<string, readonly TokenRow[]>;
+
+/** Tokens of a card that are marked with its end. If more are past theirs, the sweeper marks them, and destroys the card with the last one. */
+const maxMarkedAtEnd = 1000;
+
+/**
+ * Those of the cards of `ending` that have nothing alive beside the tokens in `rows`. A card may have any number of further tokens: they are read only
+ * where none is alive by its columns, and never all at once.
+ */
+async function deadOthers(tx: ClientBase, rows: Rows, ending: readonly TokenRow[], at: Date | null, tenants: ReadonlyMap<number, Tenant>): Promise<DeadOthers> {
+  const dead = new Map<string, TokenRow[]>();
+  // One that was destroyed before has no fingerprint.
+  const cards = new Map(ending.flatMap((row): [string, TokenRow][] => (row.fingerprint.length === 0 ? [] : [[cardId(row), row]])));
+  if (cards.size === 0) return dead;
+  const asked: CardKey[] = [];
+  for (const card of await findOthers(tx, [...cards.values()], [...cards.values()].flatMap((row) => rows.ofCard(row)).map(({ token }) => token), at)) {
+    if (card.alive) continue;
+    dead.set(cardId(card), []);
+    if (card.some) asked.push(card);
+  }
+  if (asked.length === 0) return dead;
+  await eachFurtherToken(tx, asked, (row) => {
+    const unmarked = dead.get(cardId(row));
+    if (unmarked === undefined || rows.get(row.tenantId, row.token) !== undefined) return;
+    if (!isDeadFor(row, tenants.get(row.tenantId)!, at) || unmarked.length === maxMarkedAtEnd) dead.delete(cardId(row));
+    else if (!isDead(row.status!)) unmarked.push(row);
+  });
+  return dead;
 }
 
 /**
- * Whether none of a card's tokens is alive; with `at` null, whether each is marked as dead. A row that was tampered with says nothing: not
- * that its token is dead either.
+ * Whether a token is dead; with `at` null, whether it is marked as dead. A row that was tampered with says nothing: not that its token is dead
+ * either.
  */
-function isOver(tokens: readonly TokenRow[], tenant: Tenant, at: Date | null): boolean {
-  return tokens.every((row) => row.status !== null && isDead(at === null ? row.status : effectiveStatus(row, at)) && rowIsGenuine(tenant, row));
+function isDeadFor(row: TokenRow, tenant: Tenant, at: Date | null): boolean {
+  return row.status !== null && isDead(at === null ? row.status : effectiveStatus(row, at)) && rowIsGenuine(tenant, row);
+}
+
+/** Whether none of a card's tokens is alive. */
+function isOver(card: CardKey, rows: Rows, others: DeadOthers, tenant: Tenant, at: Date | null): boolean {
+  return others.has(cardId(card)) && rows.ofCard(card).every((row) => isDeadFor(row, tenant, at));
 }
 
 /** Writes what changed, and destroys those of the cards of `touched` that are over (`isOver`). Returns which. */
-async function finish(tx: ClientBase, rows: Rows, touched: readonly TokenRow[], at: Date | null, tenants: ReadonlyMap<number, Tenant>): Promise<ReadonlySet<string>> {
+async function finish(tx: ClientBase, rows: Rows, others: DeadOthers, touched: readonly TokenRow[], at: Date | null, tenants: ReadonlyMap<number, Tenant>): Promise<ReadonlySet<string>> {
   const cards = new Map(touched.map((row) => [cardId(row), row]));
   const ended: CardKey[] = [];
   const destroyed = new Set<string>();
   for (const [id, card] of cards) {
-    // One that was destroyed before has no fingerprint.
-    if (card.fingerprint.length === 0) continue;
-    const tokens = rows.ofCard(card);
     const tenant = tenants.get(card.tenantId)!;
-    if (!isOver(tokens, tenant, at)) continue;
+    if (!isOver(card, rows, others, tenant, at)) continue;
     // A token past its end that the sweeper has not marked yet: its MAC must not depend on a fingerprint that is about to go.
-    for (const row of tokens) if (row.status !== null && !isDead(row.status)) rows.change(tenant, row, 'expired');
+    for (const row of [...rows.ofCard(card), ...others.get(id)!]) if (row.status !== null && !isDead(row.status)) rows.change(tenant, row, 'expired');
     ended.push({ tenantId: card.tenantId, cardToken: card.cardToken });
     destroyed.add(id);
   }
@@ -203,7 +241,7 @@ async function finish(tx: ClientBase, rows: Rows, touched: readonly TokenRow[], 
   return destroyed;
 }
 
-function cardId(row: TokenRow): string {
+function cardId(row: CardKey): string {
   return `${row.tenantId}:${row.cardToken}`;
 }
 
@@ -230,16 +268,18 @@ export async function storeSweep(tx: ClientBase, { tenants, limit }: SweepOperat
     const seen = await findEnding(tx, made.at, limit, passed);
     if (seen.length === 0) return { outcome: { kind: 'swept', tokens: 0 }, entry: null };
     const rows = await lockedRows(tx, seen);
-    const marked: TokenRow[] = [];
+    const ended: TokenRow[] = [];
     for (const { tenantId, token, cardToken } of seen) {
       const row = rows.get(tenantId, token);
       const tenant = byId.get(tenantId);
       passed[token === cardToken ? 'first' : 'further'] += 1;
       if (row === undefined || tenant === undefined || row.status === null || isDead(row.status) || effectiveStatus(row, made.at) !== 'expired' || !rowIsGenuine(tenant, row)) continue;
-      marked.push(rows.change(tenant, row, 'expired'));
+      ended.push(row);
     }
-    if (marked.length === 0) continue;
-    const destroyed = await finish(tx, rows, marked, null, byId);
+    if (ended.length === 0) continue;
+    const others = await deadOthers(tx, rows, ended, null, byId);
+    const marked = ended.map((row) => rows.change(byId.get(row.tenantId)!, row, 'expired'));
+    const destroyed = await finish(tx, rows, others, marked, null, byId);
     const tokens: Record<string, string[]> = {};
     for (const row of marked) (tokens[destroyed.has(cardId(row)) ? 'card_destroyed' : 'expired'] ??= []).push(row.token);
     return { outcome: { kind: 'swept', tokens: marked.length }, entry: { action: 'sweep', at: made.at, outcome: 'allowed', tokens } };

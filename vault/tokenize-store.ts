@@ -11,7 +11,7 @@ import type { CardUpdate, MadeIn, NewCard, TokenFormat, TokenRow } from './card-
 import { TransactionConflict } from './commit.ts';
 import type { Settlement } from './commit.ts';
 import type { ErrorCode } from './errors.ts';
-import { findTokensOfCards, lockCards } from './lifecycle-store.ts';
+import { findVouching, lockCards } from './lifecycle-store.ts';
 import type { VaultEvent } from './outbox.ts';
 import type { Decision } from './policy.ts';
 import type { Tenant } from './tenants.ts';
@@ -274,7 +274,7 @@ async function findUnproven(tx: ClientBase, open: readonly Slot[], rows: Readonl
   }
   const unproven = new Set(asked.keys());
   if (asked.size === 0) return unproven;
-  const tokens = Map.groupBy(await findTokensOfCards(tx, [...asked.values()].map(({ row }) => row)), (token) => `${token.tenantId}:${token.cardToken}`);
+  const tokens = Map.groupBy(await findVouching(tx, [...asked.values()].map(({ row }) => row)), (token) => `${token.tenantId}:${token.cardToken}`);
   for (const [key, { row, tenant }] of asked) {
     const ofCard = tokens.get(`${row.tenantId}:${row.cardToken}`) ?? [];
     if (ofCard.some((token) => token.fingerprint.length === 0)) throw new TransactionConflict('a card was destroyed meanwhile');

@@ -482,7 +482,7 @@ t.test('the last token is deleted while another writer adds one, caught at each 
 
 t.test('a token is added while another writer holds its card to delete the last one', async (t) => {
   const { database, one, gate, other, waiting } = await meeting(t);
-  for (const [card, { stop, input }] of ([{ stop: 'find-tokens-of-cards', input: { reuse: false } }, { stop: 'update-tokens-in-cards', input: {} }, { stop: 'destroy-cards', input: { format: 'numeric' } }, { stop: 'COMMIT', input: {} }, { stop: 'COMMIT', input: { expiry: '2031-01', cardholder: 'ANA' } }] as const).entries()) {
+  for (const [card, { stop, input }] of ([{ stop: 'find-others', input: { reuse: false } }, { stop: 'update-tokens-in-cards', input: {} }, { stop: 'destroy-cards', input: { format: 'numeric' } }, { stop: 'COMMIT', input: {} }, { stop: 'COMMIT', input: { expiry: '2031-01', cardholder: 'ANA' } }] as const).entries()) {
     const first = await other.tokenize(card);
     const held = gate.before(stop);
     const deleting = one.change('delete', first.token);
@@ -618,7 +618,7 @@ t.test('whichever statement a deadlock is broken at, the call is tried again, an
     t.same(places.map(({ entry }) => tokensIn(entry)), [{ created: [answers[0]!.token, answers[2]!.token], known: [numeric.token, first.token] }], statement);
     t.equal((await vault.batch([{ card: 100 + card }, { card, input: { format: 'numeric', metadata: { n: 1 } } }, { card, input: { reuse: false } }, { card, input: { expiry: '2030-01', cardholder: 'ANA' } }], `key ${card}`)).length, 4, 'and its key is kept');
   }
-  for (const [n, statement] of ['find-tokens', 'lock-cards', 'find-tokens-of-cards', 'update-tokens-in-cards', 'update-tokens-in-tokens', 'destroy-cards'].entries()) {
+  for (const [n, statement] of ['find-tokens', 'lock-cards', 'find-others', 'update-tokens-in-cards', 'update-tokens-in-tokens', 'destroy-cards'].entries()) {
     const card = 200 + n;
     const [first, second] = [await vault.tokenize(card), await vault.tokenize(card, { format: 'numeric' })];
     const pending = gate.deadlockAt(statement);
@@ -873,6 +873,75 @@ t.test('two sweepers at once mark each token once, and one that meets a deletion
   t.same(faultsOf(await storedTokens(database)), []);
   const told = (await storedLog(database)).entries.filter(({ entry }) => entry.action === 'sweep').flatMap(({ entry }) => tokensIn(entry)['card_destroyed'] ?? []);
   t.same(told.toSorted(), made.map(({ token }) => token).toSorted());
+});
+
+t.test('a card may have any number of tokens: no call of one of them reads them all at once', { timeout: 120_000 }, async (t) => {
+  const database = await freshDatabase(t);
+  const clock = handClock();
+  let most = 0;
+  const connector = (real: WriterConnector): WriterConnector => ({
+    connect: async () => {
+      const session = await real.connect();
+      const query = session.client.query.bind(session.client) as (statement: unknown) => Promise<{ rows?: unknown[] }>;
+      session.client.query = (async (statement: unknown) => {
+        const result = await query(statement);
+        most = Math.max(most, result.rows?.length ?? 0);
+        return result;
+      }) as never;
+      return session;
+    },
+  });
+  const vault = await openVault(t, database, { now: clock.now, connector });
+  const rowsOf = async <T>(work: Promise<T>): Promise<[T, number]> => {
+    most = 0;
+    return [await work, most];
+  };
+  const many = 1500;
+  const add = async (card: number, input: TokenizeInput): Promise<string[]> => {
+    const tokens: string[] = [];
+    while (tokens.length < many) tokens.push(...((await vault.batch(Array.from({ length: 500 }, () => ({ card, input })), `${tokens.length} of ${card}`)) as TokenizeAnswer[]).map(({ token }) => token));
+    return tokens;
+  };
+
+  const first = await vault.tokenize(1);
+  const living = await add(1, { reuse: false });
+  for (const action of ['suspend', 'resume', 'delete'] as const) {
+    const [answer, rows] = await rowsOf(vault.change(action, first.token));
+    t.ok(rows <= 10, `${action}: ${rows} rows`);
+    t.notOk(answer.card_destroyed);
+  }
+  const [again, vouched] = await rowsOf(vault.tokenize(1));
+  t.match(again, { card_id: first.card_id, created: true }, 'one of the living vouches for a card whose first token is dead');
+  t.ok(vouched <= 10, `${vouched} rows`);
+
+  // All of them end before the first one is deleted: more than one transaction marks at once are left to the sweeper.
+  const second = await vault.tokenize(2);
+  const ended = await add(2, { ttl_seconds: 10 });
+  clock.advance(11_000);
+  const [left, leftRows] = await rowsOf(vault.change('delete', second.token));
+  t.equal(left.card_destroyed, false);
+  t.ok(leftRows <= 1000, `${leftRows} rows`);
+  let swept = 0;
+  for (let marked = 1; marked > 0; swept += marked) marked = await vault.sweep(900);
+  t.equal(swept, many);
+  t.equal((await vault.tokenize(2)).card_id === second.card_id, false, 'the card went with the last of them');
+
+  // All of them are marked before the first one is deleted: each is looked at, a thousand at a time.
+  const third = await vault.tokenize(3);
+  await add(3, { ttl_seconds: 10 });
+  clock.advance(11_000);
+  for (let marked = 1; marked > 0; ) marked = await vault.sweep(900);
+  const fourth = await vault.tokenize(4);
+  const [tampered] = (await add(4, { ttl_seconds: 1000 })) as [string];
+  await asOwner(database, "UPDATE tokens SET status = 3 WHERE card_token = $1", [fourth.token]);
+  const [gone, goneRows] = await rowsOf(vault.change('delete', third.token));
+  t.equal(gone.card_destroyed, true);
+  t.ok(goneRows <= 1000, `${goneRows} rows`);
+  t.equal((await vault.change('delete', fourth.token)).card_destroyed, false, 'what was made to look dead does not take its card along');
+  const stored = await storedTokens(database);
+  t.equal(stored.get(third.token)!.fingerprint.length, 0);
+  t.equal(stored.get(tampered)!.fingerprint.length, 32);
+  for (const token of [...living, ...ended]) if (!stored.get(token)!.genuine) t.fail(token);
 });
 
 // ---- Rows that somebody changed.
