@@ -45,7 +45,7 @@ export interface Committed<Outcome> {
 export class TransactionConflict extends Error {}
 
 export interface CommitLimits {
-  /** Operations that may wait, and the sum of their weights; one more is refused as `overloaded`. */
+  /** Operations that may wait, and the sum of their weights; beyond it one is refused as `overloaded`, of the share that has most. */
   readonly maxQueue: number;
   readonly maxQueuedWeight: number;
   /** Operations in one transaction. */
@@ -190,7 +190,7 @@ export class GroupCommit<Operation, Outcome> {
 
   /**
    * Resolves once the operation's entry is durably committed. Operations of one `share` are committed in their order; the shares take turns,
-   * so that none of them waits for another's long queue.
+   * so that none of them waits for another's long queue. Where too many wait, the share that has most of the room gives way.
    *
    * @throws VaultError `overloaded` if too many wait; `store_unavailable` or `audit_unavailable` if nothing was or will be
    *   written; `outcome_unknown` if that cannot be told in time; `internal`, whose entry is committed already, if the operation
@@ -198,9 +198,13 @@ export class GroupCommit<Operation, Outcome> {
    */
   commit(operation: Operation, weight = 1, share = ''): Promise<Committed<Outcome>> {
     const { maxQueue, maxQueuedWeight } = this.#options.limits;
+    if (this.#closing) return Promise.reject(new VaultError('overloaded'));
     // One that is heavier than all that may wait is taken where nothing else waits.
-    const full = this.#queue.length >= maxQueue || (this.#queue.length > 0 && this.#queue.weight + weight > maxQueuedWeight);
-    if (this.#closing || full) return Promise.reject(new VaultError('overloaded'));
+    while (this.#queue.length >= maxQueue || (this.#queue.length > 0 && this.#queue.weight + weight > maxQueuedWeight)) {
+      const dropped = this.#queue.makeRoom(share, weight);
+      if (dropped === null) return Promise.reject(new VaultError('overloaded'));
+      fail(dropped, 'overloaded');
+    }
     return new Promise((resolve, reject) => {
       this.#queue.push(share, { operation, weight, since: performance.now(), answered: false, broken: null, resolve, reject });
       this.#options.observer.queued(this.#queue.length);

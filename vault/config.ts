@@ -55,8 +55,8 @@ export const ConfigSchema = Type.Object(
       max_settle: Duration('10s', 'How long callers wait for a COMMIT whose answer was lost, before outcome_unknown.'),
     }),
     commit: Section({
-      max_queue: Count(10_000, 1, 1_000_000, 'Calls that may wait for a transaction; one more is overloaded.'),
-      max_queued_items: Count(20_000, 1, 10_000_000, 'Items of all calls that may wait, a writer; a call beyond it is overloaded.'),
+      max_queue: Count(10_000, 1, 1_000_000, 'Calls that may wait for a transaction; beyond it one of the tenant that has most is overloaded.'),
+      max_queued_items: Count(20_000, 1, 10_000_000, 'Items of all calls that may wait, a writer; as above.'),
       max_calls: Count(512, 1, 10_000, 'Calls in one transaction.'),
     }),
     cards: Section({

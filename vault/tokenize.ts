@@ -50,7 +50,7 @@ export interface TokenizeDeps {
   readonly guessing: Pick<Guessing, 'ask' | 'secondsToNextDay'>;
   /** Digits of a card number's head that are kept in the clear: six, or up to eight for 16 digits and more (PCI SSC FAQ 1091). */
   readonly binDigits: number;
-  /** Where the cards of batches are sealed: one batch at a time, so that single calls have every other turn. */
+  /** Where the cards of batches are sealed: one batch at a time, so that single calls have every other turn; tenants take turns. */
   readonly batchLane: Lane;
   /** Commits through a writer whose role may tokenize. */
   commit(operation: TokenizeOperation): Promise<Committed<TokenizeOutcome>>;
@@ -122,7 +122,7 @@ export async function tokenizeBatch(deps: TokenizeDeps, call: Call, given: reado
     }
   }
   const since = performance.now();
-  const sealed = await deps.batchLane.run(() => sealCards(deps, call, tenant, good));
+  const sealed = await deps.batchLane.run(tenant.name, () => sealCards(deps, call, tenant, good));
   deps.stages.keyWork('seal_batch', performance.now() - since);
   const items: TokenizeItem[] = [];
   const inputs: TokenizeInput[] = [];

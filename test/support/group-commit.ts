@@ -115,9 +115,9 @@ export class Bench {
   }
 
   /** Commits an operation and keeps its answer. @returns 'committed', or the code of the refusal. */
-  async run(op: TestOperation, weight?: number): Promise<'committed' | ErrorCode> {
+  async run(op: TestOperation, weight?: number, share?: string): Promise<'committed' | ErrorCode> {
     try {
-      this.answers.set(op, await this.commit.commit(op, weight));
+      this.answers.set(op, await this.commit.commit(op, weight, share));
       return 'committed';
     } catch (error) {
       if (!(error instanceof VaultError)) throw error;

@@ -120,6 +120,16 @@ t.test('one more than may wait is refused as overloaded, and those that wait are
   await bench.verify(t, 'the refused ones left nothing');
 });
 
+t.test('a share that has taken all the room gives way to others, until each has as much', async (t) => {
+  const bench = await Bench.open(t, await workDatabase(t), { limits: { maxQueue: 8, maxQueuedWeight: 80 } });
+  const of = (share: string, count: number, weight = 1): Promise<string>[] => operations(count).map((op) => bench.run(op, weight, share));
+  const [many, few, heavy] = [of('many', 20), of('few', 2), of('heavy', 1, 80)];
+  t.same(await Promise.all(many), Array.from({ length: 20 }, (_, i) => (i < 6 ? 'committed' : 'overloaded')), 'what came last of it');
+  t.same(await Promise.all(few), ['committed', 'committed']);
+  t.same(await Promise.all(heavy), ['overloaded'], 'and nobody gives way to one that would have more');
+  await bench.verify(t, 'the refused ones left nothing');
+});
+
 t.test('at the close everything is answered, the chain is closed, and nothing more is taken', async (t) => {
   const bench = await Bench.open(t, await workDatabase(t), { limits: { maxCalls: 5 } });
   const answers = bench.runAll(operations(23));

@@ -53,6 +53,21 @@ t.test('heads that meet a condition are taken, up to the first that does not', a
   t.same([queue.length, queue.weight], [0, 0]);
 });
 
+t.test('room is made by what came last of the share that weighs most, as long as that is another', async (t) => {
+  const queue = new FairQueue<Item>();
+  for (let n = 0; n < 3; n += 1) queue.push('a', item(`a${n}`, 10));
+  for (let n = 0; n < 9; n += 1) queue.push('b', item(`b${n}`));
+  t.equal(queue.makeRoom('a', 1), null, 'nobody has more');
+  t.equal(queue.makeRoom('c', 30), null, 'as much is not more');
+  t.equal(queue.makeRoom('c', 29)?.name, 'a2');
+  t.equal(queue.makeRoom('b', 2)?.name, 'a1');
+  t.equal(queue.makeRoom('b', 1), null);
+  t.same([queue.length, queue.weight], [10, 19]);
+  t.equal(queue.makeRoom('c', 1)?.name, 'a0');
+  t.equal(queue.makeRoom('c', 1)?.name, 'b8', 'the heaviest that is left');
+  t.equal(names(queue.takeAll()), 'b0 b1 b2 b3 b4 b5 b6 b7');
+});
+
 t.test('whatever is pushed comes out once, in the order of its share, within the bounds', async (t) => {
   const step = fc.oneof(fc.record({ share: fc.constantFrom('a', 'b', 'c'), weight: fc.integer({ min: 1, max: 20 }) }), fc.record({ count: fc.integer({ min: 1, max: 5 }), weight: fc.integer({ min: 1, max: 30 }) }));
   fc.assert(
