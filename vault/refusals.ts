@@ -36,11 +36,14 @@ export class Refusals {
   /** By SPIFFE id; '' for callers that cannot be told. Bounded by the certificates that our authority gave out. */
   readonly #tallies = new Map<string, Tally>();
   readonly #timer: NodeJS.Timeout;
-  #running: Promise<void> = Promise.resolve();
+  #round: Promise<void> | null = null;
 
   constructor(options: RefusalOptions) {
     this.#options = options;
-    this.#timer = setInterval(() => void this.#sumUp(false), 1000).unref();
+    this.#timer = setInterval(() => {
+      // While the log takes nothing a round lasts longer than this: rounds that piled up would hold up the end of the process.
+      this.#round ??= this.#sumUp(false).finally(() => (this.#round = null));
+    }, 1000).unref();
   }
 
   /** Resolves once the refusal's entry is committed, or at once where it is only counted. @throws VaultError if an entry cannot be written. */
@@ -64,16 +67,12 @@ export class Refusals {
   /** Writes what was counted so far. To be called once no more calls come. Never throws: a log that takes nothing now has lost the counts. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    // One round at a time: what one of them writes, no other does.
+    await this.#round;
     await this.#sumUp(true);
   }
 
-  /** One round at a time: what one of them writes, no other does. */
-  #sumUp(all: boolean): Promise<void> {
-    this.#running = this.#running.then(() => this.#round(all));
-    return this.#running;
-  }
-
-  async #round(all: boolean): Promise<void> {
+  async #sumUp(all: boolean): Promise<void> {
     const time = this.#options.now().getTime();
     // A clock that was set back does not keep a caller's minute open for longer.
     const due = [...this.#tallies].filter(([, { since }]) => all || Math.abs(time - since.getTime()) >= minuteMs);

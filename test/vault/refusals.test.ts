@@ -101,6 +101,33 @@ t.test('a sum that takes its time to be written is written once, and what comes 
   t.equal(new Set(entries.map(({ caller, detail }) => `${caller} ${detail!['since']}`)).size, entries.length, 'no minute of a caller is told twice');
 });
 
+t.test('a log that is silent for long does not keep the end waiting for more than the round that is under way', async (t) => {
+  let tries = 0;
+  let silent = Promise.withResolvers<undefined>();
+  const refusals = new Refusals({
+    entriesPerMinute: 0,
+    now: () => new Date(start + 60_000),
+    write: async () => {
+      tries += 1;
+      await silent.promise;
+      throw new VaultError('store_unavailable');
+    },
+    summed: () => undefined,
+  });
+  await refusals.record(calls('shop'), 'tokenize', new VaultError('not_found'));
+  await sleep(4500);
+  t.equal(tries, 1, 'one round at a time');
+  const closed = refusals.close();
+  const first = silent;
+  silent = Promise.withResolvers();
+  first.resolve(undefined);
+  await sleep(20);
+  t.equal(tries, 2);
+  silent.resolve(undefined);
+  await closed;
+  t.equal(tries, 2, 'one last round, and none of those that were due meanwhile');
+});
+
 t.test('a refusal whose entry cannot be written says so, and counts that cannot be written are not lost', async (t) => {
   const vault = new Vault();
   t.teardown(() => vault.refusals.close());
