@@ -344,12 +344,18 @@ function sweep(stack: AsyncDisposableStack, { config, access, log, index }: Work
     }
   };
   const sweepRows = async (): Promise<void> => {
-    await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs), 10_000));
+    await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs)));
     // Two days back, so that no clock of ours is still in it.
     await as('tokenize', (client) => sweepGroups(client, dateOf(Math.floor(now().getTime() / 86_400_000) - 1)));
     await as('detokenize', (client) => sweepQuotas(client, new Date(now().getTime() - 3_600_000)));
   };
-  every(stack, 60_000, () => void sweepRows().catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) })));
+  let rows: Promise<void> | null = null;
+  every(stack, 60_000, () => {
+    // Many rows may take longer than a minute.
+    rows ??= sweepRows()
+      .catch((error: unknown) => log.warn('old rows were not swept', { error: describe(error) }))
+      .finally(() => (rows = null));
+  });
   if (batching === null) return;
   let sweeping = false;
   const endTokens = async (): Promise<void> => {
