@@ -83,16 +83,16 @@ export async function findVouching(tx: ClientBase, cards: readonly CardKey[]): P
   });
 }
 
-/** Up to `limit` tokens of each table whose end is before `now` and that are not marked as dead, earliest first, without the first so many. */
-export async function findEnding(tx: ClientBase, now: Date, limit: number, without: { readonly first: number; readonly further: number }): Promise<TokenRow[]> {
+/** Of these tenants up to `limit` tokens of each table whose end is before `now` and that are not marked as dead, earliest first, without the first so many. */
+export async function findEnding(tx: ClientBase, tenantIds: readonly number[], now: Date, limit: number, without: { readonly first: number; readonly further: number }): Promise<TokenRow[]> {
   return await readTokens(tx, {
     name: 'find-ending',
     text: `(SELECT ${tokenColumns.first} FROM cards c
-            WHERE c.token_expires_at IS NOT NULL AND c.status < 2 AND c.token_expires_at <= $1::timestamptz ORDER BY c.token_expires_at LIMIT $2::int OFFSET $3::int)
+            WHERE c.token_expires_at IS NOT NULL AND c.status < 2 AND c.token_expires_at <= $1::timestamptz AND c.tenant_id = ANY ($5::int[]) ORDER BY c.token_expires_at LIMIT $2::int OFFSET $3::int)
            UNION ALL
            (SELECT ${tokenColumns.further} FROM tokens t JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token
-            WHERE t.token_expires_at IS NOT NULL AND t.status < 2 AND t.token_expires_at <= $1::timestamptz ORDER BY t.token_expires_at LIMIT $2::int OFFSET $4::int)`,
-    values: [now, limit, without.first, without.further],
+            WHERE t.token_expires_at IS NOT NULL AND t.status < 2 AND t.token_expires_at <= $1::timestamptz AND t.tenant_id = ANY ($5::int[]) ORDER BY t.token_expires_at LIMIT $2::int OFFSET $4::int)`,
+    values: [now, limit, without.first, without.further, int4Array(tenantIds)],
   });
 }
 

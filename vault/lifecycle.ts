@@ -261,19 +261,20 @@ export function lifecycleFailure({ action, call, decision, token, wellFormed }: 
  * is told. A card goes with the last of its tokens that is marked, so that each of them is named in an entry.
  */
 export async function storeSweep(tx: ClientBase, { tenants, limit }: SweepOperation, made: MadeIn): Promise<Settlement<SweepOutcome>> {
+  // A tenant that is no longer configured has no keys here: its tokens stay as they are, and are not looked through again each time.
   const byId = tenants.byId;
   // What cannot be marked is passed over: it would keep the sweeper from all that ended later.
   const passed = { first: 0, further: 0 };
   for (;;) {
-    const seen = await findEnding(tx, made.at, limit, passed);
+    const seen = await findEnding(tx, [...byId.keys()], made.at, limit, passed);
     if (seen.length === 0) return { outcome: { kind: 'swept', tokens: 0 }, entry: null };
     const rows = await lockedRows(tx, seen);
     const ended: TokenRow[] = [];
     for (const { tenantId, token, cardToken } of seen) {
       const row = rows.get(tenantId, token);
-      const tenant = byId.get(tenantId);
+      const tenant = byId.get(tenantId)!;
       passed[token === cardToken ? 'first' : 'further'] += 1;
-      if (row === undefined || tenant === undefined || row.status === null || isDead(row.status) || effectiveStatus(row, made.at) !== 'expired' || !rowIsGenuine(tenant, row)) continue;
+      if (row === undefined || row.status === null || isDead(row.status) || effectiveStatus(row, made.at) !== 'expired' || !rowIsGenuine(tenant, row)) continue;
       ended.push(row);
     }
     if (ended.length === 0) continue;

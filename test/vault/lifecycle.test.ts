@@ -1117,3 +1117,32 @@ t.test('rows that cannot be marked do not keep the sweeper from those behind the
   const stored = await storedTokens(database);
   for (const [card, { token }] of made.entries()) t.equal(stands(stored, token, card), card < 4);
 });
+
+t.test("the sweeper does not go through the tokens of a tenant that is no longer the vault's", async (t) => {
+  const database = await freshDatabase(t);
+  const clock = handClock();
+  const statements: string[] = [];
+  const connector = (real: WriterConnector): WriterConnector => ({
+    connect: async () => {
+      const session = await real.connect();
+      const query = session.client.query.bind(session.client) as (statement: unknown) => Promise<unknown>;
+      session.client.query = ((statement: { name?: string }) => {
+        statements.push(statement.name ?? '');
+        return query(statement);
+      }) as never;
+      return session;
+    },
+  });
+  const vault = await openVault(t, database, { now: clock.now, connector });
+  const made = (await vault.batch(Array.from({ length: 20 }, (_, card) => ({ card, input: { ttl_seconds: 10 } })))) as TokenizeAnswer[];
+  await vault.batch(made.map((_, card) => ({ card, input: { ttl_seconds: 10, format: 'numeric' } })));
+  await asOwner(database, 'ALTER TABLE tokens DROP CONSTRAINT tokens_tenant_id_card_token_fkey');
+  await asOwner(database, 'UPDATE tokens SET tenant_id = 77');
+  await asOwner(database, 'UPDATE cards SET tenant_id = 77');
+  await vault.tokenize(100, { ttl_seconds: 10 });
+  clock.advance(11_000);
+  t.equal(await vault.sweep(2), 1, 'its own');
+  statements.length = 0;
+  t.equal(await vault.sweep(2), 0);
+  t.same(statements.filter((name) => name === 'find-ending' || name === 'lock-cards'), ['find-ending']);
+});
