@@ -66,6 +66,13 @@ await t.test('a timed load counts what was answered after the warm-up only', asy
   t.equal(result.statuses['200'], result.sent, 'what was in flight at the end is still answered');
 });
 
+await t.test('a load of so many requests a second takes its time, over however many connections', async (t) => {
+  const port = await serve(t, (_, response) => response.end('ok'));
+  const result = await runLoad(load(port, { requests: 60, perSecond: 100, connections: 8 }));
+  t.equal(result.answered, 60);
+  t.ok(result.seconds >= 0.55, 'the last of 60 is due after 590 ms');
+});
+
 await t.test('other answers than 2xx are failures, by status', async (t) => {
   const port = await serve(t, (request, response) => {
     response.statusCode = Number(request.url!.slice(1)) % 4 === 0 ? 503 : 200;

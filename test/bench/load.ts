@@ -23,6 +23,8 @@ export interface LoadOptions {
   readonly requests?: number;
   /** … or so many seconds of counted time; one of the two. */
   readonly seconds?: number;
+  /** At most so many requests a second over all connections; what a slow answer delayed is caught up. Without it each answer is followed by the next request at once. */
+  readonly perSecond?: number;
   /** Load before the counted time, 0 by default. Connections are set up before it. */
   readonly warmupSeconds?: number;
   /** Room for one request, 1024 bytes by default. */
@@ -175,6 +177,14 @@ export async function runLoad(options: LoadOptions): Promise<LoadResult> {
     next(): void {
       if (this.#socket === null || this.#current !== -1) return;
       if (ending || (options.requests !== undefined && sequence >= options.requests)) return settle();
+      if (options.perSecond !== undefined) {
+        const earlyMs = loadStartedMs + (sequence * 1000) / options.perSecond - performance.now();
+        // Another connection may take this number meanwhile; then this one waits for the one after it.
+        if (earlyMs > 0) {
+          setTimeout(() => this.next(), earlyMs);
+          return;
+        }
+      }
       this.#current = sequence++;
       let bytes: number;
       try {
@@ -224,6 +234,7 @@ export async function runLoad(options: LoadOptions): Promise<LoadResult> {
   };
 
   let started = false;
+  let loadStartedMs = 0;
   const lanes: Lane[] = [];
   // The fields of a Lane refer to `started` and `lanes`, so both exist before the first one is made.
   for (let i = 0; i < options.connections; i++) lanes.push(new Lane());
@@ -235,6 +246,7 @@ export async function runLoad(options: LoadOptions): Promise<LoadResult> {
     await Promise.all(lanes.map((lane) => lane.ready));
     const finished = new Promise<void>((resolve) => (finish = resolve));
     started = true;
+    loadStartedMs = performance.now();
     for (const lane of lanes) lane.next();
     settle();
     if (options.warmupSeconds) await Promise.race([finished, delay(options.warmupSeconds)]);
