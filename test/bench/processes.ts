@@ -60,6 +60,12 @@ export function cpuSeconds(pids: readonly number[]): number {
   return pids.reduce((sum, pid) => sum + (readStat(pid)?.cpuSeconds ?? 0), 0);
 }
 
+/** Processor seconds that all processes of this machine have used since its start, without waiting and idling. */
+export function machineCpuSeconds(): number {
+  const [user, nice, system, , , irq, softirq] = readFileSync('/proc/stat', 'latin1').split('\n')[0]!.split(/ +/).slice(1).map(Number);
+  return (user! + nice! + system! + irq! + softirq!) / ticksPerSecond;
+}
+
 /** Resident bytes of these processes; pages that they share count for each. */
 export function residentBytes(pids: readonly number[]): number {
   return pids.reduce((sum, pid) => {

@@ -9,6 +9,9 @@ export const tokenBytes = 36;
 
 export const batchSize = 1000;
 
+/** Whether a call of this scenario is {@link batchSize} cards: its rates and costs are then told by the token and not by the call. */
+export const isBatch = (name: ScenarioName): boolean => name === 'batch';
+
 /** Cards that the server knows: number i of `seed` has the token at 36 * i. Filled by a `tokenize` run that collects. */
 export interface KnownCards {
   readonly first: number;

@@ -10,6 +10,8 @@ import { hardened } from '../../docker/find-node.js';
 import { createDevelopmentPki } from '../../platform-adapters/pki/development.ts';
 import { startEmbedded } from '../../platform-adapters/postgres/embedded.ts';
 
+export type DevelopmentCaller = 'checkout' | 'getnet' | 'intruder';
+
 export interface Target {
   readonly name: 'real' | 'bare';
   readonly pid: number;
@@ -17,8 +19,10 @@ export interface Target {
   readonly folder: string;
   /** Prometheus text, or null where there is none. */
   readonly telemetryPort: number | null;
+  /** Connects to its database as the owner; null where the vault runs its own PostgreSQL. Holds a password. */
+  readonly databaseUrl: string | null;
   /** Certificate files of a development caller. */
-  tlsFiles(caller: 'checkout' | 'getnet'): { ca: string; cert: string; key: string };
+  tlsFiles(caller: DevelopmentCaller): { ca: string; cert: string; key: string };
   /** Ends the server, then what is left of it. May be called again. */
   stop(): Promise<void>;
 }
@@ -31,6 +35,14 @@ const stopSeconds = 20;
 /** Whether this clone has a vault to start. */
 export const hasVault = (): boolean => existsSync(vaultProgram);
 
+/** A PostgreSQL beside the server under measurement, below its folder. */
+export interface PostgresOptions {
+  /** Server settings beside or instead of the usual ones. */
+  readonly settings?: Readonly<Record<string, string>>;
+  /** Brings the database to what is to be measured: called once the server has made its tables, while no server uses them. */
+  readonly prepare?: (databaseUrl: string) => Promise<void>;
+}
+
 export interface RealOptions {
   /** Without root, only a dumpable process's memory can be searched. */
   readonly dumpable?: boolean;
@@ -39,6 +51,8 @@ export interface RealOptions {
   readonly custody?: 'envelope' | 'direct';
   /** More of `cofre.config.yaml`. */
   readonly config?: object;
+  /** Instead of the PostgreSQL that the vault starts by itself. */
+  readonly postgres?: PostgresOptions;
 }
 
 /** Starts `cofre serve` on a fresh COFRE_HOME and resolves once it says that it is ready. Throws Error with the place of its output if it does not. */
@@ -49,14 +63,17 @@ export async function startReal(folder: string, options: RealOptions = {}): Prom
   writeFileSync(join(folder, 'cofre.config.yaml'), JSON.stringify(config));
   const [api, admin, telemetry] = await freePorts(3);
   const env = { ...process.env, COFRE_HOME: folder, COFRE_API_PORT: String(api), COFRE_ADMIN_PORT: String(admin), COFRE_TELEMETRY_PORT: String(telemetry) };
-  const child = await startServer(hardened(process.execPath, [vaultProgram, 'serve']), env, /^cofre ready /, join(folder, 'bench-server.log'));
-  return { name: 'real', pid: child.pid!, port: api!, folder, telemetryPort: telemetry!, tlsFiles: (caller) => tlsFilesIn(join(folder, 'pki'), caller), stop: () => stopServer(child) };
+  const start = (databaseUrl: string | null): Promise<ChildProcess> =>
+    startServer(hardened(process.execPath, [vaultProgram, 'serve']), databaseUrl === null ? env : { ...env, DATABASE_URL: databaseUrl }, /^cofre ready /, join(folder, 'bench-server.log'));
+  const { child, databaseUrl, stop } = await startOverPostgres(folder, options.postgres ?? null, start);
+  return { name: 'real', pid: child.pid!, port: api!, folder, telemetryPort: telemetry!, databaseUrl, tlsFiles: (caller) => tlsFilesIn(join(folder, 'pki'), caller), stop };
 }
 
 export interface BareOptions {
   /** Connections to PostgreSQL, each process. */
   readonly pool: number;
   readonly processes: number;
+  readonly postgres: PostgresOptions;
 }
 
 /** Starts PostgreSQL with the vault's settings and the bare server on it. */
@@ -64,30 +81,55 @@ export async function startBare(folder: string, options: BareOptions): Promise<T
   const pki = join(folder, 'pki');
   mkdirSync(folder, { recursive: true });
   createDevelopmentPki(pki, { trustDomain: 'cofre.dev', now: () => new Date() });
-  const postgres = await startEmbedded({ folder: join(folder, 'postgres'), diesWithParent: true });
+  const [port] = await freePorts(1);
+  const env = { ...process.env, BARE_PKI: pki, BARE_PORT: String(port), BARE_POOL: String(options.pool), BARE_PROCESSES: String(options.processes) };
+  const start = (databaseUrl: string | null): Promise<ChildProcess> =>
+    startServer([process.execPath, fileURLToPath(new URL('bare-server.ts', import.meta.url))], { ...env, BARE_DATABASE_URL: databaseUrl ?? '' }, /^bare ready /, join(folder, 'bench-server.log'));
+  const { child, databaseUrl, stop } = await startOverPostgres(folder, options.postgres, start);
+  return { name: 'bare', pid: child.pid!, port: port!, folder, telemetryPort: null, databaseUrl, tlsFiles: (caller) => tlsFilesIn(pki, caller), stop };
+}
+
+interface Started {
+  readonly child: ChildProcess;
+  readonly databaseUrl: string | null;
+  readonly stop: () => Promise<void>;
+}
+
+/** Starts PostgreSQL if it is asked for, prepares it, and starts the server over it. */
+async function startOverPostgres(folder: string, options: PostgresOptions | null, start: (databaseUrl: string | null) => Promise<ChildProcess>): Promise<Started> {
+  if (options === null) {
+    const child = await start(null);
+    return { child, databaseUrl: null, stop: () => stopServer(child) };
+  }
+  // Not where the vault would have its own, which it would take for one of an earlier run.
+  const postgres = await startEmbedded({ folder: join(folder, 'database'), diesWithParent: true, ...(options.settings === undefined ? {} : { settings: options.settings }) });
   try {
-    const [port] = await freePorts(1);
-    const env = { ...process.env, BARE_DATABASE_URL: postgres.adminUrl, BARE_PKI: pki, BARE_PORT: String(port), BARE_POOL: String(options.pool), BARE_PROCESSES: String(options.processes) };
-    const child = await startServer([process.execPath, fileURLToPath(new URL('bare-server.ts', import.meta.url))], env, /^bare ready /, join(folder, 'bench-server.log'));
+    const databaseUrl = postgres.adminUrl;
+    let child = await start(databaseUrl);
+    if (options.prepare !== undefined) {
+      await stopServer(child);
+      await options.prepare(databaseUrl);
+      child = await start(databaseUrl);
+    }
     const stop = async (): Promise<void> => {
       await stopServer(child);
       await postgres.stop();
     };
-    return { name: 'bare', pid: child.pid!, port: port!, folder, telemetryPort: null, tlsFiles: (caller) => tlsFilesIn(pki, caller), stop };
+    return { child, databaseUrl, stop };
   } catch (error) {
     await postgres.stop();
     throw error;
   }
 }
 
-function tlsFilesIn(pki: string, caller: string): { ca: string; cert: string; key: string } {
+function tlsFilesIn(pki: string, caller: DevelopmentCaller): { ca: string; cert: string; key: string } {
   return { ca: join(pki, 'ca.pem'), cert: join(pki, `${caller}.pem`), key: join(pki, `${caller}.key`) };
 }
 
 async function startServer([program, ...args]: string[], env: NodeJS.ProcessEnv, ready: RegExp, logFile: string): Promise<ChildProcess> {
   // Detached: Ctrl-C reaches this process only, which then stops the server in order.
   const child = spawn(program!, args, { cwd: repository, env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
-  const log = createWriteStream(logFile);
+  const log = createWriteStream(logFile, { flags: 'a' });
   child.stdout.pipe(log, { end: false });
   child.stderr.pipe(log, { end: false });
   const isReady = new Promise<boolean>((resolve) => {
