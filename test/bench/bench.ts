@@ -11,6 +11,7 @@ import { UsageError, help, readOptions, type Configuration, type Options } from 
 import { compare, describe, failuresOf, table, type Measurement, type Round } from './report.ts';
 import { startRunning, type Running } from './running.ts';
 import type { ScenarioName } from './scenario.ts';
+import { runSoak } from './soak.ts';
 import { hasVault } from './target.ts';
 
 const fixedConnections = 64;
@@ -24,11 +25,12 @@ const progress = (line: string): void => void process.stderr.write(`${line}\n`);
 
 /** Returns the exit code. */
 async function main(options: Options, stack: AsyncDisposableStack): Promise<number> {
-  if (options.targets.includes('real') && !hasVault()) throw new UsageError('there is no vault to measure (vault/bin/cofre.ts): use --target bare');
+  if ((options.soak !== null || options.targets.includes('real')) && !hasVault()) throw new UsageError('there is no vault to measure (vault/bin/cofre.ts): use --target bare');
   const folder = mkdtempSync(join(tmpdir(), 'cofre-bench-'));
   // PostgreSQL may run as another user than this process; the folders below are closed by their owners.
   chmodSync(folder, 0o755);
   stack.defer(() => (options.keep ? progress(`left: ${folder}`) : rmSync(folder, { recursive: true, force: true })));
+  if (options.soak !== null) return await runSoak(folder, options, progress, stack);
 
   const measurements: Measurement[] = [];
   for (const [i, configuration] of options.configurations.entries()) {
@@ -60,7 +62,8 @@ async function measureAll(folder: string, options: Options, configuration: Confi
     return running;
   };
   const real = await start('real');
-  const bare = await start('bare');
+  // It answers nothing else, and to fill its database may take minutes.
+  const bare = options.scenarios.includes('tokenize') ? await start('bare') : null;
 
   if (real !== null && options.scenarios.some((name) => onKnownCards.has(name))) {
     progress(`real: ${options.known} cards to know …`);
@@ -74,8 +77,7 @@ async function measureAll(folder: string, options: Options, configuration: Confi
     for (const connections of scenario === 'tokenize' ? options.connections : [ownConnections[scenario] ?? fixedConnections]) {
       const rounds: { real: Round[]; bare: Round[] } = { real: [], bare: [] };
       for (let round = 1; round <= options.rounds; round++) {
-        // The bare server answers tokenize only; the other scenarios stand alone.
-        for (const running of [real, scenario === 'tokenize' ? bare : null]) {
+        for (const running of scenario === 'tokenize' ? [real, bare] : [real]) {
           if (running === null) continue;
           const measured = await measure(running, scenario, connections, options);
           rounds[running.target.name].push(measured);
@@ -93,7 +95,7 @@ function tell(round: Round): string {
   return [
     `${round.perSecond.toFixed(0)}${round.items > round.answered ? ' tokens' : ''}/s, p99 ${round.latencyMs.p99.toFixed(1)} ms`,
     ...(round.beside === null ? [] : [`beside ${round.beside.perSecond.toFixed(0)} tokens/s in batches`]),
-    ...(round.database.checkpoints === 0 ? [] : [`${round.database.checkpoints} checkpoints`]),
+    ...(round.database.checkpoints === 0 ? [] : [`checkpoints: ${round.database.checkpoints}`]),
     ...(Object.keys(failures).length === 0 ? [] : [JSON.stringify(failures)]),
   ].join(', ');
 }

@@ -2,7 +2,7 @@
 import { difference, type DatabaseCounters } from './database-counters.ts';
 import type { Job } from './load-client.ts';
 import type { Options } from './options.ts';
-import { cpuSeconds, findGroup, residentBytes } from './processes.ts';
+import { cpuSeconds, findGroup, machineCpuSeconds, residentBytes } from './processes.ts';
 import type { Round } from './report.ts';
 import type { Running } from './running.ts';
 import { batchSize, isBatch, type ScenarioName } from './scenario.ts';
@@ -24,7 +24,7 @@ export async function measure(running: Running, scenario: ScenarioName, connecti
   let peak = before;
   const sampler = setInterval(() => (peak = Math.max(peak, residentBytes(group.server))), 250);
   const commitsBefore = await readCommits(target.telemetryPort);
-  const use = { server: 0, postgres: 0 };
+  const use = { server: 0, postgres: 0, beside: 0, machine: 0 };
   let counted = group;
   const database: Promise<DatabaseCounters>[] = [];
   const batches = scenario !== 'mixed' ? null : running.beside.run({ ...jobOf(running, 'batch', batchConnections, { seconds: options.seconds + options.warmup + 1 }), firstCard: running.nextBesideCard });
@@ -35,6 +35,8 @@ export async function measure(running: Running, scenario: ScenarioName, connecti
       if (begins) counted = findGroup(target.pid, target.folder);
       use.server = cpuSeconds(counted.server) - use.server;
       use.postgres = cpuSeconds(counted.postgres) - use.postgres;
+      use.beside = cpuSeconds([running.beside.pid]) - use.beside;
+      use.machine = machineCpuSeconds() - use.machine;
     });
     running.nextCard += result.cards;
     const beside = await batches;
@@ -44,11 +46,12 @@ export async function measure(running: Running, scenario: ScenarioName, connecti
     const made = commits === null || commitsBefore === null ? 0 : commits.count - commitsBefore.count;
     const itemsOfCall = isBatch(scenario) ? batchSize : 1;
     const items = result.answered * itemsOfCall;
+    const ofClients = result.clientCpuSeconds + use.beside;
     const perItem = (seconds: number): number => (items === 0 ? 0 : (seconds / items) * 1e6);
     const [countersBefore, countersAfter] = await Promise.all(database);
     return {
       perSecond: result.perSecond * itemsOfCall, latencyMs: result.latencyMs, failures: result.failures, statuses: result.statuses, seconds: result.seconds, answered: result.answered, items,
-      cpuSeconds: { client: result.clientCpuSeconds, ...use },
+      cpuSeconds: { client: ofClients, server: use.server, postgres: use.postgres, others: Math.max(0, use.machine - ofClients - use.server - use.postgres) },
       // Beside batches nobody can tell whose the work was.
       cpuMicrosPerItem: beside !== null ? null : { server: perItem(use.server), postgres: perItem(use.postgres) },
       database: difference(countersAfter!, countersBefore!),

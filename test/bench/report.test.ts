@@ -5,7 +5,7 @@ const latencyMs = { p50: 1, p95: 2, p99: 3, max: 4 };
 
 function round(perSecond: number, more: Partial<Round> = {}): Round {
   return {
-    perSecond, latencyMs, failures: {}, statuses: { 200: perSecond }, seconds: 1, answered: perSecond, items: perSecond, cpuSeconds: { client: 0.1, server: 0.4, postgres: 0.2 }, cpuMicrosPerItem: { server: 40, postgres: 20 },
+    perSecond, latencyMs, failures: {}, statuses: { 200: perSecond }, seconds: 1, answered: perSecond, items: perSecond, cpuSeconds: { client: 0.1, server: 0.4, postgres: 0.2, others: 0 }, cpuMicrosPerItem: { server: 40, postgres: 20 },
     database: { checkpoints: 1, walBytes: perSecond * 500, fullPageImages: 0 }, serverBytes: { before: 1, peak: 2, after: 1 }, commitSize: null, beside: null, ...more,
   };
 }

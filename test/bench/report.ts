@@ -16,8 +16,8 @@ export interface Round {
   /** Calls that were answered rightly, and the items in them. */
   readonly answered: number;
   readonly items: number;
-  /** Processor seconds in the counted time. */
-  readonly cpuSeconds: { readonly client: number; readonly server: number; readonly postgres: number };
+  /** Processor seconds in the counted time. `others` is what ran on this machine and is none of ours: it disturbs. */
+  readonly cpuSeconds: { readonly client: number; readonly server: number; readonly postgres: number; readonly others: number };
   /** Processor time for one item: the figure that other load on the machine disturbs least. null where other calls ran beside. */
   readonly cpuMicrosPerItem: { readonly server: number; readonly postgres: number } | null;
   /** What PostgreSQL did in the counted time. */
@@ -93,7 +93,7 @@ export function summarize(rounds: readonly Round[]): Summary | null {
     seconds: of((round) => round.seconds),
     answered: of((round) => round.answered),
     items: of((round) => round.items),
-    cpuSeconds: { client: of((round) => round.cpuSeconds.client), server: of((round) => round.cpuSeconds.server), postgres: of((round) => round.cpuSeconds.postgres) },
+    cpuSeconds: { client: of((round) => round.cpuSeconds.client), server: of((round) => round.cpuSeconds.server), postgres: of((round) => round.cpuSeconds.postgres), others: of((round) => round.cpuSeconds.others) },
     cpuMicrosPerItem: alone ? { server: of((round) => round.cpuMicrosPerItem?.server ?? 0), postgres: of((round) => round.cpuMicrosPerItem?.postgres ?? 0) } : null,
     checkpoints: rounds.reduce((sum, round) => sum + round.database.checkpoints, 0),
     walBytesPerItem: alone ? of((round) => (round.items === 0 ? 0 : round.database.walBytes / round.items)) : null,
@@ -130,7 +130,7 @@ export function byConfiguration(comparisons: readonly Comparison[]): (readonly [
 }
 
 const columns = [
-  'scenario', 'conn', 'target', 'per second', 'counts', 'low..high', 'p50 ms', 'p95', 'p99', 'max', 'of bare', 'us each server', 'postgres', 'WAL B each', 'checkpoints', 'CPU s client', 'server', 'postgres', 'RSS MiB before', 'peak', 'after', 'commit', 'errors',
+  'scenario', 'conn', 'target', 'per second', 'counts', 'low..high', 'p50 ms', 'p95', 'p99', 'max', 'of bare', 'us each server', 'postgres', 'WAL B each', 'checkpoints', 'CPU s client', 'server', 'postgres', 'others', 'RSS MiB before', 'peak', 'after', 'commit', 'errors',
 ] as const;
 const textColumns: ReadonlySet<string> = new Set(['scenario', 'target', 'counts', 'errors']);
 
@@ -151,7 +151,7 @@ function tableOf(comparisons: readonly Comparison[]): string {
         ...latencies(summary.latencyMs),
         name === 'real' && ratio !== null ? `${(ratio.perSecond * 100).toFixed(0)} % (${(ratio.lowest * 100).toFixed(0)}..${(ratio.highest * 100).toFixed(0)})` : '-',
         cpuMicrosPerItem?.server.toFixed(1) ?? '-', cpuMicrosPerItem?.postgres.toFixed(1) ?? '-', walBytesPerItem?.toFixed(0) ?? '-', String(summary.checkpoints),
-        ...[cpuSeconds.client, cpuSeconds.server, cpuSeconds.postgres].map((seconds) => seconds.toFixed(2)),
+        ...[cpuSeconds.client, cpuSeconds.server, cpuSeconds.postgres, cpuSeconds.others].map((seconds) => seconds.toFixed(2)),
         ...[serverBytes.before, serverBytes.peak, serverBytes.after].map((bytes) => (bytes / 2 ** 20).toFixed(0)),
         summary.commitSize?.toFixed(1) ?? '-',
         Object.entries(summary.failures).map(([failure, count]) => `${failure} ${count}`).join(', ') || '0',
