@@ -2,15 +2,18 @@
  * Measures the vault against the bare server, interleaved in one run: real, bare, real, bare … for each scenario, medians of the rounds.
  * The targets are ratios, because this machine is not yours. Client, server and PostgreSQL share its cores.
  */
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { resultsChart } from './chart.ts';
 import { isKillCampaign, runKillCampaign } from './kill.ts';
 import { jobOf, measure } from './measure.ts';
 import { UsageError, help, readOptions, type Configuration, type Options } from './options.ts';
-import { compare, describe, failuresOf, table, type Measurement, type Round } from './report.ts';
+import { compare, describe, failuresOf, table, type Comparison, type Measurement, type Round } from './report.ts';
 import { startRunning, type Running } from './running.ts';
 import type { ScenarioName } from './scenario.ts';
+import { soakChart } from './soak-chart.ts';
+import { readSamples } from './soak-report.ts';
 import { runSoak } from './soak.ts';
 import { hasVault } from './target.ts';
 
@@ -25,6 +28,7 @@ const progress = (line: string): void => void process.stderr.write(`${line}\n`);
 
 /** Returns the exit code. */
 async function main(options: Options, stack: AsyncDisposableStack): Promise<number> {
+  if (options.draw.length > 0) return draw(options);
   if ((options.soak !== null || options.targets.includes('real')) && !hasVault()) throw new UsageError('there is no vault to measure (vault/bin/cofre.ts): use --target bare');
   const folder = mkdtempSync(join(tmpdir(), 'cofre-bench-'));
   // PostgreSQL may run as another user than this process; the folders below are closed by their owners.
@@ -49,6 +53,7 @@ async function main(options: Options, stack: AsyncDisposableStack): Promise<numb
     const machine = { cores: availableParallelism(), cpu: cpus()[0]?.model.trim() ?? null, node: process.version };
     writeFileSync(options.json, `${JSON.stringify({ at: new Date().toISOString(), machine, settings, comparisons, measurements }, null, 2)}\n`);
   }
+  if (options.svg !== undefined) writeFileSync(options.svg, resultsChart(comparisons));
   return measurements.every(({ real, bare }) => [...real, ...bare].every((round) => Object.keys(failuresOf(round)).length === 0)) ? 0 : 1;
 }
 
@@ -98,6 +103,16 @@ function tell(round: Round): string {
     ...(round.database.checkpoints === 0 ? [] : [`checkpoints: ${round.database.checkpoints}`]),
     ...(Object.keys(failures).length === 0 ? [] : [JSON.stringify(failures)]),
   ].join(', ');
+}
+
+/** Charts of earlier runs. */
+function draw({ draw: files, svg }: Options): number {
+  const texts = files.map((file) => ({ file, text: readFileSync(file, 'utf8') }));
+  const soaks = texts.filter(({ file }) => file.endsWith('.jsonl'));
+  if (soaks.length > 0 && texts.length > 1) throw new UsageError('--draw takes the samples of one soak, or results');
+  const chart = soaks.length > 0 ? soakChart(readSamples(soaks[0]!.text)) : resultsChart(texts.flatMap(({ text }) => (JSON.parse(text) as { comparisons: Comparison[] }).comparisons));
+  writeFileSync(svg!, chart);
+  return 0;
 }
 
 const stack = new AsyncDisposableStack();
