@@ -288,6 +288,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     draining = true;
     // Node no longer looks for late requests on a server that closes.
     admission.closeWaiting(false);
+    tls.closeHandshakes();
     setTimeout(() => admission.closeWaiting(true), options.requestTimeoutMs).unref();
   });
   return app;

@@ -1,9 +1,12 @@
 import { createPrivateKey, randomBytes, X509Certificate } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import type { ServerOptions } from 'node:https';
+import type { Socket } from 'node:net';
 import { createSecureContext, type Server, type TLSSocket } from 'node:tls';
 
+import { Allowance } from './allowance.ts';
 import { normalSerial } from './caller.ts';
+import { Handshakes, type HandshakeRefusal } from './handshakes.ts';
 import { authoritiesOf } from './revocation.ts';
 
 export interface TlsFiles {
@@ -19,11 +22,20 @@ export interface TlsListenerOptions {
   /** Tells listeners apart: a session of one is not resumed at another. At most 32 ASCII characters. */
   readonly name: string;
   readonly files: TlsFiles;
-  /** Connections open at once, those in handshake included; more are closed unanswered. */
+  /** Connections open at once, those in handshake included; more are closed unanswered. Those that wait for their handshake are not among them. */
   readonly maxConnections: number;
   /** Of them with one certificate, so that one client cannot lock out the others; more are closed at once. */
   readonly maxConnectionsPerCertificate: number;
-  readonly handshakeTimeoutMs?: number;
+  /** Handshakes that may begin in a second; see `Handshakes`. */
+  readonly handshakesPerSecond: number;
+  /** And after a calm; see `Handshakes`. */
+  readonly handshakeBurst: number;
+  /** Connections that wait for their handshake; see `Handshakes`. */
+  readonly maxHandshakesWaiting: number;
+  /** Full handshakes of one certificate in a minute, all of them at once if it likes; a resumed session is none. A connection beyond them is closed. */
+  readonly maxFullHandshakesPerCertificate: number;
+  /** For waiting, and then for the handshake itself. */
+  readonly handshakeTimeoutMs: number;
   /** How long a ticket may be resumed. Every resumption skips the handshake's check of the chain, so keep it short. */
   readonly sessionTimeoutSeconds?: number;
   readonly ticketRotationMs?: number;
@@ -34,8 +46,17 @@ export interface TlsListenerOptions {
 export type TlsEvent =
   | { readonly kind: 'reloaded' }
   | { readonly kind: 'reload_refused'; readonly reason: string }
-  | { readonly kind: 'connection_refused'; readonly reason: string }
+  | { readonly kind: 'connection_refused'; readonly reason: ConnectionRefusal }
   | { readonly kind: 'connections_closed'; readonly count: number };
+
+/** Why a connection was closed before any request on it was looked at. */
+export type ConnectionRefusal =
+  | HandshakeRefusal
+  | 'no client certificate'
+  | 'not issued by an authority of ours'
+  | 'no usable serial number'
+  | 'too many full handshakes with one certificate'
+  | 'too many connections with one certificate';
 
 interface Material {
   readonly certificate: Buffer;
@@ -53,9 +74,12 @@ interface Material {
 export class TlsListener {
   readonly #options: TlsListenerOptions;
   readonly #sockets = new Map<string, Set<TLSSocket>>();
+  /** Of full handshakes, by serial. One that is whole again is not kept. */
+  readonly #allowances = new Map<string, Allowance>();
   #material: Material;
   #ticketKeys = randomBytes(48);
   #server: Server | null = null;
+  #handshakes: Handshakes | null = null;
   #timers: NodeJS.Timeout[] = [];
   #pending: Promise<unknown> = Promise.resolve();
   /** Why the files were refused last; null once they were taken. */
@@ -78,7 +102,7 @@ export class TlsListener {
       requestCert: true,
       rejectUnauthorized: true,
       ALPNProtocols: ['http/1.1'],
-      handshakeTimeout: this.#options.handshakeTimeoutMs ?? 10_000,
+      handshakeTimeout: this.#options.handshakeTimeoutMs,
       sessionTimeout: this.#options.sessionTimeoutSeconds ?? 300,
     };
   }
@@ -86,10 +110,27 @@ export class TlsListener {
   /** Takes charge of the server's connections and tickets. Once, before it listens. */
   attach(server: Server): void {
     this.#server = server;
-    server.maxConnections = this.#options.maxConnections;
-    // Before the HTTP server's own listener: a refused connection must not reach a parser.
+    // The server's own listener begins the handshake: it is called when a connection's turn has come.
+    const begin = server.listeners('connection') as ((socket: Socket) => void)[];
+    server.removeAllListeners('connection');
+    const { handshakesPerSecond, handshakeBurst, maxHandshakesWaiting, maxConnections, handshakeTimeoutMs } = this.#options;
+    const handshakes = new Handshakes(
+      { perSecond: handshakesPerSecond, burst: handshakeBurst, maxWaiting: maxHandshakesWaiting, maxConnections, timeoutMs: handshakeTimeoutMs },
+      (socket) => begin.forEach((listener) => listener.call(server, socket)),
+      (reason) => this.#report({ kind: 'connection_refused', reason }),
+    );
+    this.#handshakes = handshakes;
+    server.on('connection', (socket: Socket) => handshakes.connected(socket));
+    // Before the HTTP server's own listeners. There is nobody yet to be told in words of HTTP, and a refused connection must not reach a parser.
+    server.prependListener('tlsClientError', (_error: Error, socket: TLSSocket) => socket.destroy());
     server.prependListener('secureConnection', (socket: TLSSocket) => this.#admit(socket));
     this.#timers.push(setInterval(() => this.rotateTicketKeys(), this.#options.ticketRotationMs ?? 3_600_000).unref());
+    this.#timers.push(setInterval(() => this.#forgetAllowances(), 60_000).unref());
+  }
+
+  /** Closes the connections whose handshake has not been done. For a server that closes: it would wait for them. */
+  closeHandshakes(): void {
+    this.#handshakes?.close();
   }
 
   /**
@@ -151,6 +192,11 @@ export class TlsListener {
     return count;
   }
 
+  /** Connections that wait for their handshake. */
+  get handshakesWaiting(): number {
+    return this.#handshakes?.waiting ?? 0;
+  }
+
   /** Stops the timers. The server and its connections are the owner's to close. */
   close(): void {
     for (const timer of this.#timers) clearInterval(timer);
@@ -171,6 +217,7 @@ export class TlsListener {
   }
 
   #admit(socket: TLSSocket): void {
+    this.#handshakes?.done(socket);
     const certificate = socket.authorized ? socket.getPeerX509Certificate() : undefined;
     // Older releases of Node 24 call a resumed TLS 1.3 session without a certificate `authorized` (nodejs/node issue 35317). No such ticket leaves
     // this server, which hangs up first; that is not enough to stake the door on.
@@ -183,6 +230,7 @@ export class TlsListener {
     } catch {
       return this.#refuse(socket, 'no usable serial number');
     }
+    if (!socket.isSessionReused() && !this.#allowanceOf(serial).take()) return this.#refuse(socket, 'too many full handshakes with one certificate');
     const sockets = this.#sockets.get(serial) ?? new Set();
     if (sockets.size >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
     this.#sockets.set(serial, sockets.add(socket));
@@ -192,7 +240,20 @@ export class TlsListener {
     });
   }
 
-  #refuse(socket: TLSSocket, reason: string): void {
+  #allowanceOf(serial: string): Allowance {
+    const known = this.#allowances.get(serial);
+    if (known !== undefined) return known;
+    const most = this.#options.maxFullHandshakesPerCertificate;
+    const made = new Allowance(most, most / 60, () => performance.now());
+    this.#allowances.set(serial, made);
+    return made;
+  }
+
+  #forgetAllowances(): void {
+    for (const [serial, allowance] of this.#allowances) if (allowance.full) this.#allowances.delete(serial);
+  }
+
+  #refuse(socket: TLSSocket, reason: ConnectionRefusal): void {
     socket.destroy();
     this.#report({ kind: 'connection_refused', reason });
   }

@@ -14,6 +14,8 @@ export interface Metrics {
   committed(role: string, calls: number, durationMs: number): void;
   disturbed(role: string, kind: string): void;
   connection(kind: string): void;
+  /** A connection that was closed before any request on it was looked at. */
+  connectionRefused(listener: string, reason: string): void;
   hsmEvent(kind: string): void;
   /** Values read when the metrics are scraped; of several processes added up, unless the least or the largest tells. */
   gauge(name: string, help: string, read: () => number, ofSeveral?: 'sum' | 'min' | 'max'): void;
@@ -33,6 +35,7 @@ export function createMetrics(): Metrics {
   const sizes = new Histogram({ name: 'cofre_commit_calls', help: 'Calls that shared a transaction.', labelNames: ['role'], buckets: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], registers: [registry] });
   const disturbances = new Counter({ name: 'cofre_commit_disturbed_total', help: 'Transactions that did not commit at once, by what became of them.', labelNames: ['role', 'kind'], registers: [registry] });
   const connections = new Counter({ name: 'cofre_tls_events_total', help: 'Events of the TLS listeners.', labelNames: ['kind'], registers: [registry] });
+  const refusedConnections = new Counter({ name: 'cofre_connections_refused_total', help: 'Connections closed before any request on them was looked at, by listener and reason.', labelNames: ['listener', 'reason'], registers: [registry] });
   const hsmEvents = new Counter({ name: 'cofre_hsm_events_total', help: 'Events of the HSM and of its keys.', labelNames: ['kind'], registers: [registry] });
   return {
     registry,
@@ -46,6 +49,7 @@ export function createMetrics(): Metrics {
     },
     disturbed: (role, kind) => disturbances.inc({ role, kind }),
     connection: (kind) => connections.inc({ kind }),
+    connectionRefused: (listener, reason) => refusedConnections.inc({ listener, reason }),
     hsmEvent: (kind) => hsmEvents.inc({ kind }),
     gauge(name, help, read, ofSeveral = 'sum') {
       // prom-client calls `collect` with the metric as `this`.

@@ -2,8 +2,8 @@ import { generateKeyPairSync, X509Certificate } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { readFileSync, rmSync } from 'node:fs';
 import { createServer } from 'node:https';
-import { connect as connectTcp, type AddressInfo } from 'node:net';
-import { createServer as createTlsServer, type ConnectionOptions, type Server, type TLSSocket } from 'node:tls';
+import { connect as connectTcp, createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net';
+import { connect as connectTls, createServer as createTlsServer, type ConnectionOptions, type Server, type TLSSocket } from 'node:tls';
 
 import t, { type Test } from 'tap';
 
@@ -22,6 +22,9 @@ interface Vault {
   readonly revocation: RevocationList;
   readonly events: TlsEvent[];
   readonly port: number;
+  readonly server: Server;
+  /** What `connect` made, in its order. */
+  readonly opened: TLSSocket[];
   /** Moves the vault's clock, not OpenSSL's. */
   clock: () => Date;
   connect(who: string | Credentials | null, options?: ConnectionOptions): Promise<TLSSocket>;
@@ -31,7 +34,7 @@ interface Vault {
 async function vault(t: Test, options: Partial<TlsListenerOptions> = {}, set = testPki(t)): Promise<Vault> {
   const events: TlsEvent[] = [];
   const files = { certificate: set.path('server.pem'), key: set.path('server.key'), ca: set.path('ca.pem') };
-  const listener = await TlsListener.open({ name: 'api', files, maxConnections: 50, maxConnectionsPerCertificate: 50, report: (event) => events.push(event), ...options });
+  const listener = await TlsListener.open({ name: 'api', files, maxConnections: 50, maxConnectionsPerCertificate: 50, handshakesPerSecond: 1000, handshakeBurst: 1000, maxHandshakesWaiting: 50, maxFullHandshakesPerCertificate: 1000, handshakeTimeoutMs: 10_000, report: (event) => events.push(event), ...options });
   const revocation = await RevocationList.load({ crlFile: set.path('crl.pem'), caFile: files.ca, maxAgeMs: dayMs, now: () => new Date() });
   const server = createServer(listener.serverOptions(), (request, response) => {
     const socket = request.socket as TLSSocket;
@@ -61,8 +64,14 @@ async function vault(t: Test, options: Partial<TlsListenerOptions> = {}, set = t
     revocation,
     events,
     port,
+    server,
+    opened: [],
     clock: () => new Date(),
-    connect: (who, extra) => set.connect(port, typeof who === 'string' ? set.credentials(who) : who, extra),
+    async connect(who, extra) {
+      const socket = await set.connect(port, typeof who === 'string' ? set.credentials(who) : who, extra);
+      made.opened.push(socket);
+      return socket;
+    },
   };
   return made;
 }
@@ -85,6 +94,25 @@ async function ask(socket: TLSSocket): Promise<string> {
     socket.on('data', read).once('close', closed);
     socket.write('GET / HTTP/1.1\r\nHost: localhost\r\n\r\n');
   });
+}
+
+const openSockets = (server: Server): Promise<number> => new Promise((resolve, reject) => server.getConnections((error, count) => (error === null ? resolve(count) : reject(error))));
+
+/** What a client says first. */
+async function helloOf(t: Test): Promise<Buffer> {
+  const server = createTcpServer();
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const client = connectTls({ host: '127.0.0.1', servername: 'localhost', port: (server.address() as AddressInfo).port });
+  client.on('error', () => {});
+  const [socket] = (await once(server, 'connection')) as [Socket];
+  t.teardown(() => {
+    client.destroy();
+    socket.destroy();
+    server.close();
+  });
+  const [hello] = (await once(socket, 'data')) as [Buffer];
+  return hello;
 }
 
 const askAs = async (made: Vault, who: string | Credentials | null, options?: ConnectionOptions): Promise<string> => ask(await made.connect(who, options));
@@ -258,7 +286,8 @@ t.test('a new server certificate is used for new connections and drops no open o
   t.equal(await askAs(made, 'checkout', { session: sessionOf(open) }), 'checkout resumed', 'tickets stay good');
   await t.rejects(made.connect('checkout', { maxVersion: 'TLSv1.2' }), 'and so does every limit of the handshake');
   t.equal(await askAs(made, null), 'closed');
-  t.same(made.events, [{ kind: 'reloaded' }]);
+  const failed = { kind: 'connection_refused', reason: 'the handshake failed' };
+  t.same(made.events, [{ kind: 'reloaded' }, failed, failed]);
 });
 
 t.test('a half-written pair, or anything else that does not fit, is refused without a byte of it, and the old one stays', async (t) => {
@@ -397,5 +426,77 @@ t.test('more connections than the limit are closed unanswered, and a silent one 
   const silent = connectTcp(impatient.port, '127.0.0.1');
   silent.on('error', () => {});
   await once(silent, 'close');
-  t.pass('a client that never begins the handshake does not stay');
+  t.same(impatient.events, [{ kind: 'connection_refused', reason: 'waited too long' }], 'a client that never begins the handshake does not stay');
+});
+
+t.test('a connection that dies gives its place back, whatever its handshake was about', async (t) => {
+  const hello = await helloOf(t);
+  const made = await vault(t, { maxConnections: 2, handshakesPerSecond: 4, maxHandshakesWaiting: 2 });
+  const tcp = async (): Promise<Socket> => {
+    const socket = connectTcp(made.port, '127.0.0.1');
+    t.teardown(() => socket.destroy());
+    socket.on('error', () => {}).resume();
+    await once(socket, 'connect');
+    return socket;
+  };
+  const served = async (): Promise<string> => {
+    for (;;) {
+      const answer = await askAs(made, 'checkout').catch(() => 'closed');
+      if (answer !== 'closed') return answer;
+    }
+  };
+  const empty = async (): Promise<void> => {
+    for (const socket of made.opened.splice(0)) socket.destroy();
+    while ((await openSockets(made.server)) > 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
+  for (const end of ['end', 'destroy', 'resetAndDestroy'] as const) {
+    // Nothing said; half a hello; a hello, answered by the server's half of the handshake; a hello that is none.
+    for (const said of [Buffer.alloc(0), hello.subarray(0, 20), hello, Buffer.from('GET / HTTP/1.1\r\n\r\n')]) {
+      const sockets = [await tcp(), await tcp()];
+      for (const socket of sockets) socket.write(said);
+      if (said === hello) await Promise.all(sockets.map((socket) => once(socket, 'data')));
+      for (const socket of sockets) socket[end]();
+      t.equal(await served(), 'checkout full', `${said.length} bytes, then ${end}`);
+      await empty();
+    }
+    const whole = [await made.connect('getnet'), await made.connect('getnet')];
+    await Promise.all(whole.map(ask));
+    t.equal(made.listener.connections, 2);
+    for (const socket of whole) socket[end === 'end' ? 'end' : 'destroy']();
+    while (made.listener.connections > 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    t.equal(await served(), 'checkout full', `whole, then ${end}`);
+    await empty();
+  }
+  t.equal(made.listener.connections + made.listener.handshakesWaiting, 0);
+});
+
+t.test('a handshake that stands still is closed by one that waits, and nothing of it stays', async (t) => {
+  const hello = await helloOf(t);
+  const made = await vault(t, { handshakesPerSecond: 1 });
+  const still = connectTcp(made.port, '127.0.0.1', () => still.write(hello));
+  still.on('error', () => {}).resume();
+  const gone = once(still, 'close');
+  await once(still, 'data');
+  t.equal(await askAs(made, 'checkout'), 'checkout full');
+  await gone;
+  t.same(made.events, [{ kind: 'connection_refused', reason: 'slower than the handshakes that wait' }]);
+  while ((await openSockets(made.server)) > 1) await new Promise((resolve) => setTimeout(resolve, 5));
+  t.equal(made.listener.connections, 1);
+});
+
+t.test('a certificate has so many full handshakes in a minute; its resumed sessions and other certificates are not among them', async (t) => {
+  const made = await vault(t, { maxFullHandshakesPerCertificate: 2 });
+  const first = await made.connect('checkout');
+  t.equal(await ask(first), 'checkout full');
+  t.equal(await askAs(made, 'checkout'), 'checkout full');
+  t.equal(await askAs(made, 'checkout'), 'closed');
+  t.same(made.events, [{ kind: 'connection_refused', reason: 'too many full handshakes with one certificate' }]);
+  for (let n = 0; n < 5; n += 1) t.equal(await askAs(made, 'checkout', { session: sessionOf(first) }), 'checkout resumed');
+  t.equal(await askAs(made, 'getnet'), 'getnet full');
+  t.equal(await ask(first), 'checkout full', 'what is open goes on');
+  made.set.pki.revoke('checkout');
+  const { newlyRevoked } = await made.revocation.reload();
+  t.equal(await askAs(made, 'checkout', { session: sessionOf(first) }), '403 revoked', 'a resumed session opens nothing to a revoked certificate');
+  made.listener.closeRevoked(newlyRevoked);
+  t.equal(await askAs(made, 'checkout', { session: sessionOf(first) }), 'closed', 'and without its ticket it has no more handshakes');
 });

@@ -31,4 +31,5 @@ export function addGauges(metrics: Metrics, keyring: Keyring, tls: TlsListener |
   metrics.gauge('cofre_hsm_away_seconds', 'How long the HSM has not answered.', () => keyring.health().awayMs / 1000, 'max');
   metrics.gauge('cofre_database_away_seconds', 'How long a writer has been without its session.', () => Math.max(...writers.map((writer) => writer.awayMs())) / 1000, 'max');
   metrics.gauge('cofre_connections', 'Open connections of the API listener.', () => tls?.connections ?? 0);
+  metrics.gauge('cofre_handshakes_waiting', 'Connections of the API listener that wait for their handshake.', () => tls?.handshakesWaiting ?? 0);
 }

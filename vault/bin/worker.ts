@@ -159,8 +159,14 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       files: tlsFiles,
       maxConnections: config.listeners.max_connections,
       maxConnectionsPerCertificate: config.listeners.max_connections_per_certificate,
+      handshakesPerSecond: config.listeners.handshakes_per_second,
+      handshakeBurst: config.listeners.handshake_burst,
+      maxHandshakesWaiting: config.listeners.max_handshakes_waiting,
+      maxFullHandshakesPerCertificate: config.listeners.max_full_handshakes_per_certificate,
+      handshakeTimeoutMs: milliseconds(config.listeners.handshake_timeout),
       report(event) {
         metrics.connection(event.kind);
+        if (event.kind === 'connection_refused') metrics.connectionRefused(name, event.reason);
         if (event.kind === 'reload_refused') log.error('the certificates were not reloaded', { reason: event.reason });
         if (event.kind === 'reloaded') log.info('the certificates were reloaded');
       },
