@@ -1,4 +1,5 @@
 /** Callers that ask for more than their share: what it costs them, and that it costs the others nothing but time. */
+import { connect as connectTcp, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import t from 'tap';
 import { startAppliance, until } from '../support/appliance.ts';
@@ -11,7 +12,41 @@ const maxPipelined = 64;
 const maxRequests = 8;
 const maxConnections = 40;
 const entriesPerMinute = 10;
-const appliance = await startAppliance(t, { config: { listeners: { max_requests_per_caller: maxRequests, max_connections_per_certificate: maxConnections }, refusals: { entries_per_minute: entriesPerMinute } } });
+const maxFullHandshakes = 150;
+const appliance = await startAppliance(t, {
+  config: {
+    listeners: { max_requests_per_caller: maxRequests, max_connections_per_certificate: maxConnections, handshakes_per_second: 50, handshake_burst: 100, max_handshakes_waiting: 100, max_full_handshakes_per_certificate: maxFullHandshakes },
+    refusals: { entries_per_minute: entriesPerMinute },
+  },
+});
+/** How many connections a listener closed for this reason. */
+async function refused(reason: string, listener = 'api'): Promise<number> {
+  const metrics = await (await fetch(`${appliance.telemetryUrl}/metrics`)).text();
+  return Number(new RegExp(`^cofre_connections_refused_total\\{listener="${listener}",reason="${reason}"\\} (\\d+)$`, 'mu').exec(metrics)?.[1] ?? 0);
+}
+/** Keeps so many connections going, each made anew once it is closed, until it is told to stop. */
+function flood(connections: number, make: () => Socket): { stop(): void } {
+  let going = true;
+  const open = new Set<Socket>();
+  const again = (): void => {
+    if (!going) return;
+    const socket = make().on('error', () => undefined);
+    open.add(socket);
+    socket.resume().once('close', () => {
+      open.delete(socket);
+      setImmediate(again);
+    });
+  };
+  for (let n = 0; n < connections; n += 1) again();
+  return {
+    stop() {
+      going = false;
+      for (const socket of open) socket.destroy();
+    },
+  };
+}
+/** Another machine than ours, as the vault sees it. */
+const elsewhere = '127.0.0.2';
 /** Resolves when the server has closed the connection, in order or not. */
 const closeOf = (socket: TLSSocket): Promise<void> => new Promise((done) => socket.resume().once('close', () => done()));
 const nothing = 'GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n';
@@ -86,6 +121,59 @@ await t.test('one certificate has its share of connections, another finds room',
     return (await answer).length > 0;
   }, 'room after one was closed');
   client.close();
+});
+
+await t.test('connections that come for a handshake and have no certificate, or say nothing, keep nobody from being served', async (t) => {
+  const checkout = appliance.client('checkout');
+  t.match((await checkout.post('/v1/tokenize', { pan: cardText(3) })).status, /^20[01]$/u);
+  const nobody = appliance.client(null);
+  const floods = [
+    flood(60, () => nobody.open({ localAddress: elsewhere })),
+    flood(60, () => connectTcp({ host: '127.0.0.1', port: appliance.apiPort, localAddress: elsewhere })),
+    flood(60, () => {
+      const socket = connectTcp({ host: '127.0.0.1', port: appliance.apiPort, localAddress: elsewhere }, () => socket.write('GET / HTTP/1.1\r\n\r\n'));
+      return socket;
+    }),
+  ];
+  await until(async () => (await refused('the handshake failed')) > 100 && (await refused('too many connections wait')) > 0, 'the limits');
+  for (let n = 0; n < 10; n += 1) t.equal((await checkout.post('/v1/tokenize', { pan: cardText(3) })).status, 200, 'on a connection that is open');
+  for (let n = 0; n < 5; n += 1) {
+    const globex = appliance.client('checkout-globex');
+    t.equal((await globex.get('/openapi.json')).status, 200, 'and on a new one');
+    globex.close();
+  }
+  for (const each of floods) each.stop();
+  nobody.close();
+  await until(async () => /^cofre_handshakes_waiting 0$/mu.test(await (await fetch(`${appliance.telemetryUrl}/metrics`)).text()), 'room');
+});
+
+await t.test('a certificate that reconnects all the time is turned away in the end, and keeps nobody from being served', async (t) => {
+  const checkout = appliance.client('checkout');
+  const auditor = appliance.client('auditor');
+  const reconnecting = flood(40, () => {
+    const socket = auditor.open({ localAddress: elsewhere });
+    // Given at the end of the server's part.
+    return socket.once('session', () => socket.destroy());
+  });
+  const reason = 'too many full handshakes with one certificate';
+  const statuses = new Set<number>();
+  await until(async () => {
+    statuses.add((await checkout.post('/v1/tokenize', { pan: cardText(3) })).status);
+    return (await refused(reason)) > 0;
+  }, 'the limit');
+  t.strictSame([...statuses], [200]);
+  t.equal((await appliance.client('checkout-globex').get('/openapi.json')).status, 200);
+  reconnecting.stop();
+  auditor.close();
+});
+
+await t.test('the admin listener has the same limits', async (t) => {
+  const nobody = appliance.client(null, { admin: true });
+  const reconnecting = flood(10, () => nobody.open({ localAddress: elsewhere }));
+  await until(async () => (await refused('the handshake failed', 'admin')) > 0, 'the refusal');
+  t.equal((await appliance.client('auditor', { admin: true }).get('/nothing')).status, 404);
+  reconnecting.stop();
+  nobody.close();
 });
 
 await t.test('the log holds the first refusals of a caller each, and the rest as one entry', async (t) => {

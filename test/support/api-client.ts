@@ -93,9 +93,7 @@ export class ApiClient {
   /** A TLS connection of its own, for whoever writes HTTP by hand. Closed with the client. */
   async connect(extra: ConnectionOptions & { allowHalfOpen?: boolean } = {}): Promise<TLSSocket> {
     const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
-    const socket = connect({ host: '127.0.0.1', servername: 'localhost', port: this.#options.port, ca: this.#options.authority, ...this.#options.credentials, ...extra });
-    this.#sockets.add(socket);
-    socket.once('close', () => this.#sockets.delete(socket));
+    const socket = this.open(extra);
     socket.once('error', reject);
     socket.once('secureConnect', () => {
       socket.off('error', reject);
@@ -104,6 +102,14 @@ export class ApiClient {
       resolve(socket);
     });
     return await promise;
+  }
+
+  /** As `connect`, and does not wait for the handshake. */
+  open(extra: ConnectionOptions & { allowHalfOpen?: boolean; localAddress?: string } = {}): TLSSocket {
+    const socket = connect({ host: '127.0.0.1', servername: 'localhost', port: this.#options.port, ca: this.#options.authority, ...this.#options.credentials, ...extra });
+    this.#sockets.add(socket);
+    socket.once('close', () => this.#sockets.delete(socket));
+    return socket;
   }
 
   /** Sends these bytes on a connection of its own and resolves to all that came back until the server closed it. */
