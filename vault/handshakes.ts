@@ -37,6 +37,12 @@ interface Share {
   readonly ready: Set<Socket>;
 }
 
+interface UnderWay {
+  readonly socket: Socket;
+  readonly address: string;
+  readonly sinceMs: number;
+}
+
 interface Waiting {
   readonly address: string;
   readonly share: Share;
@@ -57,12 +63,14 @@ export class Handshakes {
   readonly #shares = new Map<string, Share>();
   readonly #waiting = new Map<Socket, Waiting>();
   /** By address and port, the oldest first. */
-  readonly #underWay = new Map<string, { readonly socket: Socket; readonly sinceMs: number }>();
+  readonly #underWay = new Map<string, UnderWay>();
+  /** How many of them each address has. */
+  readonly #underWayOf = new Map<string, number>();
   /** As many as begin in that time. More would be a store of second halves, 1 ms each, that one peer can call in at the same moment. */
   readonly #maxUnderWay: number;
   readonly #nowMs: () => number;
   #begun = 0;
-  /** Set while there is nothing to begin in this turn of the event loop. */
+  /** Set while this turn of the event loop has had its handshake. */
   #immediate: NodeJS.Immediate | null = null;
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
@@ -101,7 +109,7 @@ export class Handshakes {
 
   /** To be told of a connection whose handshake is done, by either of its two sockets. */
   done(socket: Socket): void {
-    if (this.#underWay.delete(nameOf(socket))) this.#go();
+    if (this.#leave(nameOf(socket))) this.#go();
   }
 
   /** Closes what waits, what has not ended its handshake, and whatever comes from now on. Told to nobody: it is the vault that goes. */
@@ -109,6 +117,7 @@ export class Handshakes {
     this.#closed = true;
     const sockets = [...this.#waiting.keys(), ...[...this.#underWay.values()].map(({ socket }) => socket)];
     this.#underWay.clear();
+    this.#underWayOf.clear();
     for (const socket of sockets) {
       this.#forget(socket);
       socket.destroy();
@@ -145,36 +154,39 @@ export class Handshakes {
   /** Begins a handshake if one may begin now, and comes again for the others: what else happens in the vault has its time between two. */
   #go(): void {
     if (this.#immediate !== null) return;
-    for (let socket = this.#next(); socket !== null; socket = this.#next()) {
-      if (this.#begun >= this.#limits.maxConnections) {
-        this.#refuse(socket, 'too many connections');
-        continue;
-      }
-      const waitMs = this.#waitMs();
-      if (waitMs > 0) {
-        clearTimeout(this.#timer);
-        this.#timer = setTimeout(() => this.#go(), Math.ceil(waitMs)).unref();
-        return;
-      }
+    if (this.#begun >= this.#limits.maxConnections) {
+      for (const { ready } of this.#shares.values()) for (const socket of ready) this.#refuse(socket, 'too many connections');
+      return;
+    }
+    const crowdedMs = this.#crowdedMs();
+    const socket = this.#next(crowdedMs > 0);
+    const waitMs = socket === null ? crowdedMs : this.#allowance.waitMs;
+    if (waitMs > 0) {
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => this.#go(), Math.ceil(waitMs)).unref();
+    } else if (socket !== null) {
       this.#immediate = setImmediate(() => {
         this.#immediate = null;
         this.#go();
       });
       this.#start(socket);
-      return;
     }
   }
 
-  /** Until a handshake may begin: 0 if now. */
-  #waitMs(): number {
-    if (this.#underWay.size < this.#maxUnderWay) return this.#allowance.waitMs;
+  /** Until one of those under way may be closed for another: 0 if none need be, or one may. */
+  #crowdedMs(): number {
+    if (this.#underWay.size < this.#maxUnderWay) return 0;
     const [oldest] = this.#underWay.values();
-    return Math.max(this.#allowance.waitMs, oldest!.sinceMs + patienceMs - this.#nowMs());
+    return Math.max(0, oldest!.sinceMs + patienceMs - this.#nowMs());
   }
 
-  /** Whose turn it is: the first to come of the first share that has one ready. It stays where it is. */
-  #next(): Socket | null {
-    for (const { ready } of this.#shares.values()) for (const socket of ready) return socket;
+  /** Whose turn it is: the first to come of the first share that has one ready. It stays where it is. While it is crowded, only who has none under way has a turn. */
+  #next(crowded: boolean): Socket | null {
+    if (crowded && this.#underWay.size >= 2 * this.#maxUnderWay) return null;
+    for (const [address, { ready }] of this.#shares) {
+      if (crowded && this.#underWayOf.has(address)) continue;
+      for (const socket of ready) return socket;
+    }
     return null;
   }
 
@@ -183,25 +195,38 @@ export class Handshakes {
     this.#forget(socket);
     // Its next turn comes after everybody else's.
     if (this.#shares.delete(address) && share.silent.size + share.ready.size > 0) this.#shares.set(address, share);
-    if (this.#underWay.size >= this.#maxUnderWay) {
-      const [first] = this.#underWay;
-      const [name, oldest] = first!;
-      this.#underWay.delete(name);
-      this.#refuse(oldest.socket, 'slower than the handshakes that wait');
+    const [oldest] = this.#underWay;
+    if (oldest !== undefined && this.#underWay.size >= this.#maxUnderWay && this.#crowdedMs() === 0) {
+      this.#leave(oldest[0]);
+      this.#refuse(oldest[1].socket, 'slower than the handshakes that wait');
     }
     const name = nameOf(socket);
     this.#allowance.take();
-    this.#underWay.set(name, { socket, sinceMs: this.#nowMs() });
+    // The name of one that is gone, and whose end is still to be told.
+    this.#leave(name);
+    this.#underWay.set(name, { socket, address, sinceMs: this.#nowMs() });
+    this.#underWayOf.set(address, (this.#underWayOf.get(address) ?? 0) + 1);
     this.#begun += 1;
     socket.once('close', () => {
       this.#begun -= 1;
-      // Another one may have its name by now.
-      if (this.#underWay.get(name)?.socket !== socket) return;
-      this.#underWay.delete(name);
-      this.#refused('the handshake failed');
+      if (this.#underWay.get(name)?.socket === socket) {
+        this.#leave(name);
+        this.#refused('the handshake failed');
+      }
       this.#go();
     });
     this.#begin(socket);
+  }
+
+  /** Whether it was under way. */
+  #leave(name: string): boolean {
+    const handshake = this.#underWay.get(name);
+    if (handshake === undefined) return false;
+    this.#underWay.delete(name);
+    const left = this.#underWayOf.get(handshake.address)! - 1;
+    if (left === 0) this.#underWayOf.delete(handshake.address);
+    else this.#underWayOf.set(handshake.address, left);
+    return true;
   }
 
   /** Makes a place for one of `address`: the share with the most loses its oldest silent connection, else its oldest, unless it is the one that asks. */

@@ -170,6 +170,29 @@ await t.test('a handshake that stands still makes room for one that waits, but h
   await until(() => made.handshakes.begun === 3, 'its place');
 });
 
+await t.test('where one address has all that are under way standing still, another begins all the same', async (t) => {
+  const made = await door(t, { perSecond: 2, burst: 10 });
+  const still = [await made.caller('127.0.0.2'), await made.caller('127.0.0.2'), await made.caller('127.0.0.2')];
+  await until(() => made.begun.length === 2, 'as many as may be under way');
+  await made.caller('127.0.0.3');
+  await until(() => made.begun.length === 3, 'the other');
+  await made.caller('127.0.0.3');
+  await made.caller('127.0.0.4');
+  await until(() => made.begun.length === 4, 'one more');
+  await made.caller('127.0.0.5');
+  await until(() => made.handshakes.waiting === 3, 'twice as many are the most');
+  t.same(hosts(made.begun), [2, 2, 3, 4]);
+  made.handshakes.done(made.begun[2]!);
+  await until(() => made.begun.length === 5, 'the next');
+  made.handshakes.done(made.begun[4]!);
+  await until(() => made.begun.length === 6, 'and the next');
+  t.same(hosts(made.begun), [2, 2, 3, 4, 3, 5]);
+  t.notOk(still.some(({ destroyed }) => destroyed));
+  await pass(made, 1000, () => made.begun.length === 7);
+  await closed(still[0]!);
+  t.same(made.refused, ['slower than the handshakes that wait']);
+});
+
 await t.test('what dies gives back what it held, whatever it was about', async (t) => {
   const made = await door(t, { perSecond: 40, burst: 2, maxConnections: 2 });
   const silent = await made.client();
