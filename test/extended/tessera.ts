@@ -120,13 +120,13 @@ export async function checkWithTessera(): Promise<string[]> {
         size = Number((await auditor.get('/audit/checkpoint')).body.toString('utf8').split('\n')[1]);
       }
       if (size < 800) throw new Error(`the appliance signed ${size} leaves of 800 in 10 s`);
-      const { url, close } = await forwarder(appliance);
+      const forwarded = await forwarder(appliance);
       try {
-        const served = await fsck(program, url, vkey.trim(), folder);
+        const served = await fsck(program, forwarded.url, vkey.trim(), folder);
         if (!served.sound) throw new Error(`tessera does not accept the log of an appliance:\n${lastLines(served.output, 20)}`);
         held.push(`the log that an appliance serves over HTTP is accepted (${size} leaves and more)`);
       } finally {
-        close();
+        forwarded.close();
       }
     } finally {
       await appliance.destroy();
