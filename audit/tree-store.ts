@@ -1,4 +1,4 @@
-/** SQL of the log after sequencing (migration 0010): the tree, its checkpoints, and what it is searched by. */
+/** SQL of the log after sequencing (migration 0011): the tree, its checkpoints, and what it is searched by. */
 import type { ClientBase, Pool } from 'pg';
 import type { Batch } from './chain.ts';
 import type { RestartStore } from './restart.ts';

@@ -7,6 +7,7 @@ import { availableParallelism, cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { resultsChart } from './chart.ts';
 import { isKillCampaign, runKillCampaign } from './kill.ts';
+import { isLogBench, runLogBench } from './log.ts';
 import { jobOf, measure } from './measure.ts';
 import { UsageError, help, readOptions, type Configuration, type Options } from './options.ts';
 import { compare, describe, failuresOf, table, type Comparison, type Measurement, type Round } from './report.ts';
@@ -128,8 +129,9 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
 }
 try {
   const args = process.argv.slice(2);
-  const options = isKillCampaign(args) ? null : readOptions(args);
-  if (isKillCampaign(args)) process.exitCode = await runKillCampaign(args, stack);
+  const options = isKillCampaign(args) || isLogBench(args) ? null : readOptions(args);
+  if (isLogBench(args)) process.exitCode = await runLogBench(args, stack);
+  else if (isKillCampaign(args)) process.exitCode = await runKillCampaign(args, stack);
   else if (options === null) console.log(help);
   else process.exitCode = await main(options, stack);
 } catch (error) {

@@ -29,6 +29,7 @@ Instead of measuring:
   --load SHARE        of the soak's usual rates, 1 by default: about 3,200 single calls and 5,000 cards in batches a second
   --samples FILE      of the soak (soak.jsonl)
   --draw LIST         draws the --json files or --samples of earlier runs into --svg
+  --log N             the log by itself: N entries written, sequenced, exported, verified and searched; --log N --help says more
   --kill N            N times kill -9 under load, then a reckoning; --kill N --help says more
 
   --json FILE         every round, as JSON
