@@ -192,6 +192,10 @@ t.test('a damaged consistency proof is refused, and so is a sound one between ot
   t.same(wrong, []);
   t.ok(refused > 50_000, `${refused} refused`);
   t.notOk(verifyConsistency(0, 0, emptyRoot, roots[1]!, []), 'an empty tree has one root');
+  // Here the older root is hashed itself; what is missing must not come from the call before.
+  const proof = await consistencyProof(4, 8, tree);
+  t.ok(verifyConsistency(4, 8, roots[4]!, roots[8]!, proof));
+  t.notOk(verifyConsistency(4, 8, roots[4]!.subarray(0, 31), roots[8]!, proof), 'an older root cut short');
 });
 
 t.test('a fork is not consistent: the same sizes with one older entry exchanged', async (t) => {
