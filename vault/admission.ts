@@ -16,6 +16,8 @@ interface Place {
   readonly caller: string;
   dealtWith: boolean;
   gone: boolean;
+  /** Since when (monotonic, ms) it was seen to be made and not to have left, with no other answer before it; null while it was not. */
+  unreadSince: number | null;
   /** Whom to tell. */
   readonly whenGone: (() => void)[];
 }
@@ -72,7 +74,7 @@ export class Admission {
       refuse(response, !alone);
       return false;
     }
-    this.#places.set(request, { caller, dealtWith: false, gone: false, whenGone: [] });
+    this.#places.set(request, { caller, dealtWith: false, gone: false, unreadSince: null, whenGone: [] });
     this.#ofCaller.set(caller, count + 1);
     return true;
   }
@@ -96,6 +98,20 @@ export class Admission {
   closeWaiting(incomplete: boolean): void {
     for (const [socket, requests] of this.#underWay) {
       if (requests.size === 0 || (incomplete && [...requests].every((request) => !request.complete))) socket.destroy();
+    }
+  }
+
+  /**
+   * Closes the connections whose client does not read: the answer whose turn it is was made, and `maxMs` later has not left. Whoever never reads would otherwise hold its
+   * place, and an answer with card numbers in memory, for as long as he likes. To be called often.
+   */
+  closeUnread(maxMs: number, nowMs: number): void {
+    for (const [socket, requests] of this.#underWay) {
+      const [first] = requests;
+      const place = first === undefined ? undefined : this.#places.get(first);
+      if (place?.dealtWith !== true) continue;
+      place.unreadSince ??= nowMs;
+      if (nowMs - place.unreadSince >= maxMs) socket.destroy();
     }
   }
 

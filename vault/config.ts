@@ -43,6 +43,7 @@ export const ConfigSchema = Type.Object(
       handshake_timeout: Duration('10s', 'A connection may wait this long for its handshake, and then take this long for it.'),
       max_requests_per_caller: Count(512, 1, 100_000, 'Requests of one caller under way at once; one more is overloaded.'),
       request_timeout: Duration('10s', 'A request must have arrived whole within this time.'),
+      answer_timeout: Duration('30s', 'An answer must have been read whole within this time.'),
       keep_alive_timeout: Duration('75s', 'An idle connection is closed after this time.'),
       drain_timeout: Duration('15s', 'After SIGTERM, requests in flight get this long.'),
     }),

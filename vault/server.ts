@@ -72,6 +72,8 @@ export interface ServerOptions {
   readonly maxRequestsPerCaller: number;
   /** A body or a header must arrive within this time. */
   readonly requestTimeoutMs: number;
+  /** An answer must be read within this time. */
+  readonly answerTimeoutMs: number;
   readonly keepAliveTimeoutMs: number;
 }
 
@@ -150,6 +152,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
   });
   tls.attach(app.server);
   app.server.on('secureConnection', (socket) => admission.connected(socket));
+  const unread = setInterval(() => admission.closeUnread(options.answerTimeoutMs, performance.now()), Math.min(1000, options.answerTimeoutMs)).unref();
+  app.addHook('onClose', async () => clearInterval(unread));
   app.decorateRequest('call', null as unknown as Call);
   app.decorateRequest('taken', null);
   app.decorateRequest('outcomeCode', null);

@@ -192,3 +192,34 @@ t.test('at the end connections that the vault owes nothing are closed, and those
   response.end();
   t.equal(await answered, '200', 'who is owed an answer gets it');
 });
+
+t.test('a connection whose client does not read its answer is closed in time, and one that waits for its answer is not', async (t) => {
+  const server = await serve(t);
+  const [deaf, patient, idle] = [await server.connect(), await server.connect(), await server.connect()];
+  deaf.pause();
+  deaf.write(get('deaf'));
+  patient.write(get('first') + get('second'));
+  const { request, response } = await server.until('deaf');
+  response.end(Buffer.alloc(32 * 1024 * 1024));
+  server.admission.dealtWith(request);
+  // The second answer is made and waits for the first one, which is not.
+  const { request: second, response: secondResponse } = await server.until('second');
+  secondResponse.end();
+  server.admission.dealtWith(second);
+  const ended = once(response, 'close');
+  server.admission.closeUnread(1000, 5000);
+  server.admission.closeUnread(1000, 5999);
+  t.notOk(request.socket.destroyed);
+  server.admission.closeUnread(1000, 6000);
+  t.ok(request.socket.destroyed);
+  await ended;
+  t.notOk(second.socket.destroyed);
+  server.admission.closeUnread(1000, 60_000);
+  t.notOk(second.socket.destroyed, 'nobody kept it waiting but the vault');
+  t.notOk(idle.destroyed);
+  const { request: first, response: firstResponse } = server.admitted.get('first')!;
+  firstResponse.end();
+  server.admission.dealtWith(first);
+  t.equal(await status(patient), '200');
+  t.ok(await hasPlace(server, 'after'), 'the place is free again');
+});

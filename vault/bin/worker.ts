@@ -150,6 +150,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     bodyPassed: () => buffers.used(),
     maxRequestsPerCaller: config.listeners.max_requests_per_caller,
     requestTimeoutMs: milliseconds(config.listeners.request_timeout),
+    answerTimeoutMs: milliseconds(config.listeners.answer_timeout),
     keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
   });
   const listeners: TlsListener[] = [];
