@@ -54,8 +54,8 @@ export interface TokenizeDeps {
   readonly batchLane: Lane;
   /** Commits through a writer whose role may tokenize. */
   commit(operation: TokenizeOperation): Promise<Committed<TokenizeOutcome>>;
-  /** Told of a numeric token that was taken already: how often tells how full their space is. Must not throw. */
-  numericTokenTaken(): void;
+  /** Told of each numeric token that is drawn, and of one that was taken already. Must not throw. */
+  readonly numericSpace: { drawn(): void; taken(): void };
 }
 
 /** One card of a call that may go on: its digits, borrowed, and what was said of it. */
@@ -211,7 +211,7 @@ function itemOf(deps: TokenizeDeps, tenant: Tenant, { pan, input }: Given, { car
   const { keys } = tenant;
   const now = deps.now();
   const format = input.format ?? 'opaque';
-  const token = format === 'opaque' ? makeToken(now, deps.random) : makeNumericToken(pan.length, pan.last4, deps.random);
+  const token = format === 'opaque' ? makeToken(now, deps.random) : drawNumericToken(deps, pan.length, pan.last4);
   const expiresAt = input.ttl_seconds === undefined ? null : new Date(now.getTime() + input.ttl_seconds * 1000);
   return {
     card: {
@@ -235,6 +235,11 @@ function itemOf(deps: TokenizeDeps, tenant: Tenant, { pan, input }: Given, { car
     reuse: input.reuse ?? true,
     nameSealedFor: cardId,
   };
+}
+
+function drawNumericToken(deps: TokenizeDeps, length: number, last4: string): string {
+  deps.numericSpace.drawn();
+  return makeNumericToken(length, last4, deps.random);
 }
 
 /** Keeps a rejection that is awaited later from counting as unhandled in the meantime. */
@@ -280,8 +285,8 @@ async function remedied(deps: TokenizeDeps, tenant: Tenant, item: TokenizeItem, 
     const sealedName = await guarded(async () => await tenant.keys.cipher.seal('name', Buffer.from(input.cardholder ?? '', 'utf8'), { tenant: tenant.name, cardId: remedy.cardId }));
     return { ...item, card: { ...card, sealedName }, nameSealedFor: remedy.cardId };
   }
-  deps.numericTokenTaken();
-  const token = makeNumericToken(card.panLength, card.last4, deps.random);
+  deps.numericSpace.taken();
+  const token = drawNumericToken(deps, card.panLength, card.last4);
   const mac = tokenMac(tenant.keys.rowMacKey, { tenant: tenant.name, fingerprint: card.fingerprint, cardId: card.cardId, token, status: 'active', expiresAt: card.expiresAt, rowVersion: 1 });
   return { ...item, card: { ...card, token, tokenMac: mac } };
 }

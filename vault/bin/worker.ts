@@ -24,6 +24,7 @@ import { sweepGroups } from '../guessing-store.ts';
 import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
 import { Lane } from '../lane.ts';
 import { LogReads } from '../log-reads.ts';
+import { NumericSpace } from '../numeric-space.ts';
 import { loadPolicy } from '../policy.ts';
 import type { Policy } from '../policy.ts';
 import { sweepQuotas } from '../quota.ts';
@@ -195,7 +196,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
         binDigits: config.cards.bin_digits,
         batchLane: new Lane(batchesInWait),
         commit: (operation) => watched.refusal() ?? ((operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>),
-        numericTokenTaken: metrics.count('cofre_numeric_token_taken_total', 'New numeric tokens that were in use already: their share of all is how full their space is.'),
+        numericSpace: numericSpaceOf(metrics, log, now),
       },
       lookUp: { policy, tenants, now, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LookUpOutcome>>) },
       lifecycle: { policy, tenants, now, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LifecycleOutcome>>) },
@@ -381,6 +382,23 @@ function sweep(stack: AsyncDisposableStack, { config, access, log, index }: Work
     }
   };
   every(stack, milliseconds(config.tokens.sweep_interval), () => void endTokens());
+}
+
+/** How full the space of numeric tokens is: its metrics and its alarm. */
+function numericSpaceOf(metrics: Metrics, log: Log, now: () => Date): { drawn(): void; taken(): void } {
+  const space = new NumericSpace({ now, alarm: (percent) => log.warn('the space of numeric tokens fills: the share in use, in percent', { count: percent }) });
+  const drawn = metrics.count('cofre_numeric_token_drawn_total', 'Numeric tokens that were drawn.');
+  const taken = metrics.count('cofre_numeric_token_taken_total', 'Of these, the ones that were in use already: their share is how full the space is.');
+  return {
+    drawn() {
+      space.drawn();
+      drawn();
+    },
+    taken() {
+      space.taken();
+      taken();
+    },
+  };
 }
 
 function every(stack: AsyncDisposableStack, ms: number, work: () => void): void {
