@@ -74,7 +74,7 @@ export interface TenantKeys {
   readonly fingerprintVersion: number;
   readonly cipher: CardCipher;
   readonly fingerprint: Fingerprint;
-  /** 32-byte HMAC-SHA-256 key in memory, in both custodies: HMAC(fingerprint key, "cofre/token-row/v1"). It authenticates token rows and is good for nothing else. */
+  /** 32-byte HMAC-SHA-256 key in memory, in both custodies: HMAC(fingerprint key, "cofre/token-row/v1"). It authenticates token rows, and requests under an Idempotency-Key; keys of groups of cards (guessing) come from it. Each use has a label of its own. */
   readonly rowMacKey: KeyObject;
 }
 
