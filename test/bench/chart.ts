@@ -80,10 +80,12 @@ function drawSection({ title, unit, groups }: Section, top: number): { parts: st
 
   const body: string[] = [];
   let y = top + 24;
-  const firstY = y;
+  /** Where the rows of each group begin and end: lines through a heading would make it hard to read. */
+  const spans: (readonly [number, number])[] = [];
   for (const group of groups) {
     body.push(text(24, y + 14, group.title, 'faint'));
     y += groupHeading;
+    const firstY = y - 4;
     for (const row of group.rows) {
       body.push(text(throughput.from - 10, y + (row.marks.length * markHeight) / 2 + 3, row.label, 'end'));
       for (const mark of row.marks) {
@@ -92,10 +94,15 @@ function drawSection({ title, unit, groups }: Section, top: number): { parts: st
       }
       y += rowGap;
     }
+    spans.push([firstY, y - 4]);
   }
   const grid = [
-    ...rateTicks.map((tick) => line(rateAt(tick), firstY + groupHeading - 6, rateAt(tick), y, tick === 0 ? 'axis' : 'grid') + text(rateAt(tick), y + 15, figure(tick), 'middle small faint')),
-    ...timeTicks.map((tick) => line(timeAt(tick), firstY + groupHeading - 6, timeAt(tick), y, 'grid') + text(timeAt(tick), y + 15, figure(tick), 'middle small faint')),
+    ...spans.flatMap(([from, to]) => [
+      ...rateTicks.map((tick) => line(rateAt(tick), from, rateAt(tick), to, tick === 0 ? 'axis' : 'grid')),
+      ...timeTicks.map((tick) => line(timeAt(tick), from, timeAt(tick), to, 'grid')),
+    ]),
+    ...rateTicks.map((tick) => text(rateAt(tick), y + 15, figure(tick), 'middle small faint')),
+    ...timeTicks.map((tick) => text(timeAt(tick), y + 15, figure(tick), 'middle small faint')),
     text((throughput.from + throughput.to) / 2, y + 31, `${unit} a second`, 'middle small faint'),
     text((latency.from + latency.to) / 2, y + 31, 'milliseconds, logarithmic', 'middle small faint'),
   ];

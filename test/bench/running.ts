@@ -28,6 +28,7 @@ export async function startTarget(name: 'real' | 'bare', folder: string, options
   progress(`starting ${name} …`);
   const home = join(folder, name);
   const postgres: PostgresOptions = {
+    stack,
     ...(options.checkpointSeconds === null ? {} : { settings: { checkpoint_timeout: `${options.checkpointSeconds}s` } }),
     ...(existing === 0 ? {} : { prepare: (databaseUrl) => fillExistingCards(databaseUrl, name === 'real' ? 'cards' : 'bare_cards', existing, (line) => progress(`${name}: ${line}`)) }),
   };

@@ -37,6 +37,8 @@ export const hasVault = (): boolean => existsSync(vaultProgram);
 
 /** A PostgreSQL beside the server under measurement, below its folder. */
 export interface PostgresOptions {
+  /** Ends it also where it is interrupted before it is ready: to prepare a large database takes minutes. */
+  readonly stack: AsyncDisposableStack;
   /** Server settings beside or instead of the usual ones. */
   readonly settings?: Readonly<Record<string, string>>;
   /** Brings the database to what is to be measured: called once the server has made its tables, while no server uses them. */
@@ -103,6 +105,7 @@ async function startOverPostgres(folder: string, options: PostgresOptions | null
   }
   // Not where the vault would have its own, which it would take for one of an earlier run.
   const postgres = await startEmbedded({ folder: join(folder, 'database'), diesWithParent: true, ...(options.settings === undefined ? {} : { settings: options.settings }) });
+  options.stack.defer(() => postgres.stop());
   try {
     const databaseUrl = postgres.adminUrl;
     let child = await start(databaseUrl);
