@@ -49,8 +49,8 @@ interface Waiting {
   readonly timer: NodeJS.Timeout;
 }
 
-/** A handshake under way is left alone for so long: time for any network, and not for a client that means to hold up the others. */
-const patienceMs = 1000;
+/** A handshake under way is left alone for so long: time for any network, and for a client that has hundreds of them to do on a busy core; not for ever, for one that means to hold up the others. */
+const patienceMs = 5000;
 /** A client says its hello, at most one TLS record, and then nothing until it is answered. */
 const maxHelloBytes = 16 * 1024 + 5;
 
@@ -66,7 +66,7 @@ export class Handshakes {
   readonly #underWay = new Map<string, UnderWay>();
   /** How many of them each address has. */
   readonly #underWayOf = new Map<string, number>();
-  /** As many as begin in that time. More would be a store of second halves, 1 ms each, that one peer can call in at the same moment. */
+  /** As many as begin in a second. More would be a store of second halves, 1 ms each, that one peer can call in at the same moment. */
   readonly #maxUnderWay: number;
   readonly #nowMs: () => number;
   #begun = 0;
@@ -82,7 +82,7 @@ export class Handshakes {
     this.#refused = refused;
     this.#nowMs = nowMs;
     this.#allowance = new Allowance(limits.burst, limits.perSecond, nowMs);
-    this.#maxUnderWay = Math.max(1, (limits.perSecond * patienceMs) / 1000);
+    this.#maxUnderWay = limits.perSecond;
   }
 
   /** Takes charge of a connection that has just been accepted. */
