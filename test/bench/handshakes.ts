@@ -1,6 +1,6 @@
 /**
  * What handshakes cost, and what a flood of them costs a caller with 64 kept connections: alone, with the limits out of reach (`unlimited`), and
- * with them. Each attacker is a process of its own, on the same cores. `node test/bench/handshakes.ts [rates …]`; not part of `npm run bench`.
+ * with them. Each attacker is a process of its own, on the same cores. `[ROUNDS=4] node test/bench/handshakes.ts [rates …]`; not part of `npm run bench`.
  */
 import { fork, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -25,7 +25,6 @@ interface Attack {
 
 const seconds = 5;
 const warmupSeconds = 4;
-const rounds = 4;
 const self = fileURLToPath(import.meta.url);
 
 function credentials({ ca, cert, key }: Attack['tlsFiles']): ConnectionOptions {
@@ -105,7 +104,10 @@ async function startOfService(target: Target): Promise<string> {
   );
   const took = (performance.now() - began) / 1000;
   for (const socket of sockets) socket.removeAllListeners('close').destroy();
-  return `${took.toFixed(1)} s, ${lost} lost`;
+  const metrics = await (await fetch(`http://127.0.0.1:${target.telemetryPort}/metrics`)).text();
+  // Its end is to be noticed before it starts again.
+  await sleep(1000);
+  return `${took.toFixed(1)} s, ${lost} lost ${metrics.split('\n').filter((line) => line.startsWith('cofre_connections_refused_total{')).join(' ')}`;
 }
 
 interface Row {
@@ -127,7 +129,7 @@ function middle(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
 }
 
-async function main(rates: readonly number[]): Promise<void> {
+async function main(rates: readonly number[], rounds: number): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'cofre-handshakes-'));
   chmodSync(folder, 0o711);
   const settings = [['unlimited', 50_000] as const, ...rates.map((rate) => [`${rate}/s`, rate] as const)];
@@ -192,4 +194,4 @@ async function main(rates: readonly number[]): Promise<void> {
 
 const [first] = process.argv.slice(2);
 if (first?.startsWith('{') === true) await attack(JSON.parse(first) as Attack);
-else await main(process.argv.slice(2).map(Number));
+else await main(process.argv.slice(2).map(Number), Number(process.env['ROUNDS'] ?? 4));
