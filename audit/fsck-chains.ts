@@ -293,7 +293,7 @@ export class ChainCheck {
     const where = { entry: index, writer: name, batch: Number(claim.last) };
     const chain = this.#chains.get(claim.writer);
     if (chain === undefined || claim.last < chain.begin - 1n) {
-      if (this.#charter?.predecessor != null) this.totals.earlier += 1;
+      if ((this.#charter?.predecessor ?? null) !== null) this.totals.earlier += 1;
       else if (this.#lost === 0) this.#findings.add({ code: 'predecessor_missing', ...where, message: `entry ${index}: batch ${claim.last} of writer ${name}, which writer ${own} succeeds, is missing with all of that writer` });
       return;
     }
