@@ -1,6 +1,6 @@
 // Fingerprints: HMAC-SHA-256 (FIPS 198-1, RFC 2104) of the whole PAN under a key of its own, so that the same card is found again. They never leave the vault.
-import { createHmac } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
+import { hmacOf } from './hmac-sha256.ts';
 import { secretBytes } from './secret-bytes.ts';
 
 /**
@@ -27,17 +27,14 @@ function prefixes(): (tenant: string) => Buffer {
   };
 }
 
-/**
- * Fingerprints with the key in memory. `gate` throws where keys may not be used just now.
- * Measured, 2 cores, Node 24.21: 387k/s as here; 357k/s with both parts copied into one Buffer first; 400k/s with two one-shot crypto.hash calls over padded
- * blocks, which would need the raw key in the heap for 3 %.
- */
+/** Fingerprints with the key in memory. `gate` throws where keys may not be used just now. */
 export function envelopeFingerprint(key: KeyObject, gate: () => void): Fingerprint {
   const prefixOf = prefixes();
+  const hmac = hmacOf(key);
   return {
     compute(tenant, digits) {
       gate();
-      return createHmac('sha256', key).update(prefixOf(tenant)).update(digits).digest();
+      return hmac.digest(prefixOf(tenant), digits);
     },
   };
 }

@@ -5,8 +5,9 @@
  * fields, and cannot make the MAC that belongs to them: it is keyed by a subkey of the fingerprint key, in memory only.
  * It is checked whenever a row is used, before anything is opened.
  */
-import { createHmac, timingSafeEqual } from 'node:crypto';
+import { timingSafeEqual } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
+import { hmacOf } from '../hsm/hmac-sha256.ts';
 
 /** `expired` is what the sweeper writes; until it comes by, a token past its end says so by its time alone. */
 export type TokenStatus = 'active' | 'suspended' | 'revoked' | 'expired';
@@ -50,13 +51,8 @@ export function tokenMac(key: KeyObject, binding: TokenBinding): Buffer {
   tail.writeUInt8(statusCode[binding.status], 0);
   tail.writeUInt32BE(binding.rowVersion, 1);
   tail.writeBigInt64BE(BigInt(binding.expiresAt?.getTime() ?? -1), 5);
-  return createHmac('sha256', key)
-    .update(label)
-    .update(`${binding.tenant}\0${binding.token}\0`, 'latin1')
-    .update(isDead(binding.status) ? noFingerprint : binding.fingerprint)
-    .update(binding.cardId)
-    .update(tail)
-    .digest()
+  return hmacOf(key)
+    .digest(label, `${binding.tenant}\0${binding.token}\0`, isDead(binding.status) ? noFingerprint : binding.fingerprint, binding.cardId, tail)
     .subarray(0, 16);
 }
 
