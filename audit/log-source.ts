@@ -49,7 +49,9 @@ export interface WritableLogFiles extends LogFiles {
 const hashBytes = 32;
 /** As large as a note may be (`note.ts`). */
 const maxNoteBytes = 1_000_000;
-export const maxBundleBytes: number = tileWidth * (2 + maxEntryBytes);
+/** More than a tile has, so that one that is too long is seen to be. */
+const maxTileBytes = 65_536;
+const maxBundleBytes: number = tileWidth * (2 + maxEntryBytes);
 
 /** Files of a log that change: everything else is written once. */
 function isMutable(path: string): boolean {
@@ -62,7 +64,7 @@ export function logSource(files: LogFiles): LogSource {
       const note = await files.read('checkpoint', maxNoteBytes);
       return note === null ? null : note.toString('utf8');
     },
-    tile: (ref) => files.read(tilePath(ref), tileWidth * hashBytes),
+    tile: (ref) => files.read(tilePath(ref), maxTileBytes),
     bundle: (ref) => files.read(bundlePath(ref), maxBundleBytes),
   };
 }

@@ -30,6 +30,7 @@ export const RULES: readonly { readonly from: RegExp; readonly files: readonly s
   { from: /^platform-adapters\/postgres\//, files: ['platform-adapters/linux/durable-file.ts', 'platform-adapters/linux/folder-lock.ts'], packages: ['pg'] },
   { from: /^platform-adapters\/pki\//, files: ['platform-adapters/linux/durable-file.ts'], packages: [] },
   { from: /^platform-adapters\/telemetry\//, files: [], packages: ['prom-client', 'pino'] },
+  { from: /^platform-adapters\/aws\//, files: [], packages: ['@aws-sdk/client-s3'] },
   { from: /^platform-adapters\//, files: [], packages: [] },
   { from: /^network-policy\//, files: [], packages: [] },
   { from: /^compliance\//, files: ['compliance/', 'audit/entry.ts', 'audit/merkle.ts', 'audit/checkpoint.ts', 'audit/tiles.ts', 'audit/note.ts', 'network-policy/flows.ts'], packages: [] },

@@ -1,5 +1,5 @@
 /** Logs made in memory, as the sequencer would have made them: many writers with real keys, and whatever one wants to be wrong with them. */
-import { generateKeyPairSync, sign } from 'node:crypto';
+import { generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
 import { encodeBatchLeaf } from '../../audit/batch-leaf.ts';
 import { batchHeader, headerHash, noPredecessor, writerCertificateText, writerName } from '../../audit/chain.ts';
@@ -142,7 +142,7 @@ export class MadeLog {
   /** A writer with its batch 0, whose only entry is its start; of `predecessor` the last batch is named, or `claim` in its place. */
   async writer(options: { readonly predecessor?: MadeWriter; readonly claim?: Readonly<Record<string, string>>; readonly signer?: NoteSigner; readonly entries?: readonly Uint8Array[]; readonly overrides?: BatchOverrides } = {}): Promise<MadeWriter> {
     const { publicKey, privateKey } = generateKeyPairSync('ed25519');
-    const id = (BigInt(this.writers.length + 1) * 0x1e37_79b9_7f4a_7c15n) & 0x7fff_ffff_ffff_ffffn;
+    const id = randomBytes(8).readBigUInt64BE() >> 1n;
     const formedAt = this.now();
     const certificate = await signNote(writerCertificateText(id, 'tokenize', publicKey.export({ format: 'der', type: 'spki' }), formedAt), this.base, options.signer ?? this.signer);
     const writer: MadeWriter = { writer: id, name: writerName(id), certificate, key: privateKey, next: 0n, previous: noPredecessor, formedAt };
