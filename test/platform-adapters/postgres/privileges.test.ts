@@ -9,14 +9,18 @@ const database = await freshDatabase(t);
 const asOwner = <T>(work: (client: Client) => Promise<T>): Promise<T> => withClient(adminConnection(database.adminUrl), work);
 
 const sealed = ['sealed_pan', 'sealed_name'];
+/** Where the making of a token is told of: all that a search of the log needs of its row. */
+const madeIn = ['tenant_id', 'token', 'made_writer', 'made_batch'];
 
 interface Rights {
   /** Columns, or all of them. */
-  readonly select?: 'all' | 'all but sealed';
+  readonly select?: 'all' | 'all but sealed' | readonly string[];
   readonly insert?: 'all' | readonly string[];
   readonly update?: 'all' | readonly string[];
   readonly delete?: true;
 }
+
+const readByWriters = { tokenize: { select: 'all' }, detokenize: { select: 'all' }, admin: { select: 'all' } } as const;
 
 /** Every right that exists. Whoever adds a table or a grant says so here. */
 const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = {
@@ -26,14 +30,22 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
     detokenize: { select: 'all', insert: 'all', update: ['leased_seals'] },
     admin: { select: 'all', insert: 'all', update: ['leased_seals', 'state', 'material', 'row_version', 'mac'] },
   },
-  cards: { tokenize: { select: 'all but sealed', insert: 'all', update: ['expiry', 'sealed_name', 'fingerprint', 'sealed_pan', 'status', 'row_version', 'token_mac', 'metadata'] }, detokenize: { select: 'all' } },
-  tokens: { tokenize: { select: 'all', insert: 'all', update: ['status', 'row_version', 'token_mac', 'metadata', 'reusable'] }, detokenize: { select: 'all' } },
+  cards: { tokenize: { select: 'all but sealed', insert: 'all', update: ['expiry', 'sealed_name', 'fingerprint', 'sealed_pan', 'status', 'row_version', 'token_mac', 'metadata'] }, detokenize: { select: 'all' }, admin: { select: madeIn } },
+  tokens: { tokenize: { select: 'all', insert: 'all', update: ['status', 'row_version', 'token_mac', 'metadata', 'reusable'] }, detokenize: { select: 'all' }, admin: { select: madeIn } },
   idempotency_keys: { tokenize: { select: 'all', insert: 'all', delete: true } },
   guessed_groups: { tokenize: { select: 'all', insert: 'all', update: ['seen', 'shared_at'], delete: true } },
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
-  writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
-  batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all' } },
+  writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
+  batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
   outbox: { tokenize: { insert: 'all' }, detokenize: { insert: 'all' }, admin: { insert: 'all' }, relay: { select: 'all', delete: true } },
+  // The tree is read by whoever writes to the log, to see that its batches stand in it, and written by the sequencer only.
+  logs: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['size', 'root'] } },
+  log_chains: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['next', 'previous', 'formed_at', 'state', 'reason'] } },
+  log_batches: { ...readByWriters, sequencer: { select: 'all', insert: 'all' } },
+  log_tiles: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['hashes'] } },
+  log_checkpoints: { ...readByWriters, sequencer: { select: 'all', insert: 'all', delete: true } },
+  log_tokens: { sequencer: { select: 'all', insert: 'all' }, admin: { select: 'all' } },
+  log_facets: { sequencer: { select: 'all', insert: 'all' }, admin: { select: 'all' } },
   // Read by every process, to refuse a schema that it does not know.
   schema_migrations: Object.fromEntries(PROCESS_ROLES.map((role) => [role, { select: 'all' }])),
 };
@@ -55,7 +67,7 @@ await t.test('each role has on each column of each table exactly the rights of t
     for (const role of PROCESS_ROLES) {
       const rights: Rights = roles[role] ?? {};
       const expected = (column: string): Readonly<Record<string, boolean>> => ({
-        SELECT: rights.select === 'all' || (rights.select === 'all but sealed' && !sealed.includes(column)),
+        SELECT: rights.select === 'all' || (rights.select === 'all but sealed' && !sealed.includes(column)) || (Array.isArray(rights.select) && rights.select.includes(column)),
         INSERT: rights.insert === 'all' || rights.insert?.includes(column) === true,
         UPDATE: rights.update === 'all' || rights.update?.includes(column) === true,
         REFERENCES: false,
@@ -104,6 +116,10 @@ const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
     'UPDATE guessed_groups SET day = day',
     'TRUNCATE guessed_groups',
     'SELECT * FROM quota_usage',
+    'UPDATE logs SET size = size',
+    'UPDATE log_chains SET next = next',
+    'INSERT INTO log_tiles SELECT * FROM log_tiles',
+    'SELECT * FROM log_tokens',
     'UPDATE key_registry SET material = mac',
     'DELETE FROM key_registry',
     'CREATE TABLE mine (n int)',
@@ -115,9 +131,9 @@ const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
     'SET session_replication_role = replica',
   ],
   detokenize: ['INSERT INTO cards SELECT * FROM cards', "UPDATE cards SET status = 0", 'DELETE FROM cards', "UPDATE tokens SET status = 0", 'INSERT INTO tokens SELECT * FROM tokens', 'SELECT * FROM idempotency_keys', 'SELECT * FROM guessed_groups', 'UPDATE key_registry SET state = state', 'CREATE TABLE mine (n int)', 'SET session_replication_role = replica'],
-  sequencer: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'INSERT INTO batches SELECT * FROM batches', 'INSERT INTO writers SELECT * FROM writers', 'CREATE TABLE mine (n int)'],
+  sequencer: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'UPDATE logs SET origin = origin', 'UPDATE logs SET first_leaf = first_leaf', 'DELETE FROM logs', 'DELETE FROM log_chains', 'DELETE FROM log_batches', 'UPDATE log_batches SET number = number', 'DELETE FROM log_tiles', 'UPDATE log_checkpoints SET note = note', 'CREATE TABLE mine (n int)'],
   relay: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'SELECT * FROM batches', 'SELECT * FROM idempotency_keys', 'CREATE TABLE mine (n int)'],
-  admin: ['SELECT 1 FROM cards', 'SELECT sealed_pan FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM quota_usage', 'DELETE FROM guessed_groups', 'UPDATE quota_usage SET used = 0', "UPDATE tenants SET name = ''", 'DELETE FROM key_registry', 'CREATE TABLE mine (n int)'],
+  admin: ['SELECT fingerprint FROM cards', 'SELECT sealed_pan FROM cards', 'SELECT * FROM cards', 'SELECT card_token FROM tokens', 'UPDATE logs SET size = size', 'DELETE FROM log_checkpoints', 'INSERT INTO log_batches SELECT * FROM log_batches', 'SELECT * FROM quota_usage', 'DELETE FROM guessed_groups', 'UPDATE quota_usage SET used = 0', "UPDATE tenants SET name = ''", 'DELETE FROM key_registry', 'CREATE TABLE mine (n int)'],
 };
 
 for (const role of PROCESS_ROLES) {
@@ -141,7 +157,7 @@ await t.test('not even the owner of the tables changes the log without taking it
 await t.test('a role registers writers of its own name only, and appends to their chains only', async (t) => {
   const register = (role: string, writer: number) => ({ text: "INSERT INTO writers (writer, role, certificate, started_at) VALUES ($1, $2, '', now())", values: [writer, role] });
   const append = (writer: number, number: number) => ({ text: "INSERT INTO batches (writer, number, kind, formed_at, entry_count, previous, bundle, signature) VALUES ($1, $2, 0, now(), 0, '', '', '')", values: [writer, number] });
-  const writers = ['tokenize', 'detokenize', 'admin'] as const;
+  const writers = ['tokenize', 'detokenize', 'admin', 'sequencer'] as const;
   for (const [writer, role] of writers.entries()) await withClient(database.connect(role), (client) => t.resolves(client.query(register(role, writer)), `${role} registers its own`));
   for (const role of writers) {
     await withClient(database.connect(role), async (client) => {
@@ -163,5 +179,10 @@ await t.test('what a role may do, it can: each grant is one that a statement use
   await withClient(database.connect('detokenize'), async (client) => {
     for (const statement of ['SELECT * FROM cards', 'SELECT * FROM tokens', 'DELETE FROM quota_usage']) await t.resolves(client.query(statement), statement);
   });
-  await withClient(database.connect('sequencer'), (client) => t.resolves(client.query('SELECT * FROM batches JOIN writers USING (writer)')));
+  await withClient(database.connect('sequencer'), async (client) => {
+    for (const statement of ['SELECT * FROM batches JOIN writers USING (writer)', 'UPDATE logs SET size = size, root = root', 'DELETE FROM log_checkpoints']) await t.resolves(client.query(statement), statement);
+  });
+  await withClient(database.connect('admin'), async (client) => {
+    for (const statement of ['SELECT tenant_id, token, made_writer, made_batch FROM cards', 'SELECT made_writer, made_batch FROM tokens', 'SELECT * FROM log_facets']) await t.resolves(client.query(statement), statement);
+  });
 });
