@@ -103,7 +103,7 @@ export async function exportLog(source: LogSource, target: LogTarget, options: E
 }
 
 /** Whether a bundle holds exactly the entries with these leaf hashes. */
-function holds(bundle: Uint8Array, hashes: Buffer): boolean {
+export function holds(bundle: Uint8Array, hashes: Buffer): boolean {
   let entries;
   try {
     entries = decodeBundle(bundle);
@@ -121,7 +121,7 @@ async function sourceTile(source: LogSource, ref: TileRef): Promise<Buffer> {
 }
 
 /** The tiles of the tree that a checkpoint signs, and no others: the unfinished ones by the root, each full one by the hash above it. */
-class SignedTree {
+export class SignedTree {
   readonly #source: LogSource;
   readonly #checkpoint: Checkpoint;
   #edges: ReadonlyMap<number, Buffer> = new Map();
@@ -171,7 +171,7 @@ class SignedTree {
 }
 
 /** Does `work` for each item, `parallel` at once, in their order as far as they begin. Throws the first failure, when all that had begun has ended. */
-async function eachOf<Item>(items: Iterable<Item>, parallel: number, work: (item: Item) => Promise<void>): Promise<void> {
+export async function eachOf<Item>(items: Iterable<Item>, parallel: number, work: (item: Item) => Promise<void>): Promise<void> {
   const iterator = items[Symbol.iterator]();
   let failed = false;
   let failure: unknown;

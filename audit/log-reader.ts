@@ -61,6 +61,27 @@ export async function readBundle(client: Queryable, logId: number, index: number
   return encodeBundle(await readLeaves(client, logId, index * tileWidth, index * tileWidth + width));
 }
 
+export interface SearchableFrom {
+  /** Entries from this index on are in the database. */
+  readonly index: number;
+  /** When the first of them was committed, ISO 8601; null if there is none. */
+  readonly time: string | null;
+}
+
+/** From where on a log is in the database: what stood before was taken out of it (`retention.ts`), whole batches from its beginning on. */
+export async function searchableFrom(client: Queryable, logId: number): Promise<SearchableFrom> {
+  const { rows } = await client.query<{ first_index: string | null; formed_at: Date | null; size: string }>({
+    name: 'log-searchable-from',
+    text: `SELECT p.first_index, p.formed_at, l.size FROM logs l
+           LEFT JOIN LATERAL (SELECT first_index, formed_at FROM log_batches WHERE log_id = l.log_id ORDER BY first_index LIMIT 1) p ON true
+           WHERE l.log_id = $1::int`,
+    values: [logId],
+  });
+  const index = Number(rows[0]?.first_index ?? rows[0]?.size ?? 0);
+  // The charter before the first batch is always there.
+  return { index: index === 1 ? 0 : index, time: rows[0]?.formed_at?.toISOString() ?? null };
+}
+
 export interface LogQuery extends Readonly<Partial<Record<FacetName, string>>> {
   readonly token?: string;
   /** By the time that an entry says. */
@@ -82,22 +103,35 @@ export interface SearchResult {
   readonly items: readonly FoundEntry[];
   /** Where to go on, as `before`; null if there is no more. */
   readonly next: number | null;
+  /** What stands before it is in the archive only. */
+  readonly searchable_from: SearchableFrom;
 }
+
+type Found = Pick<SearchResult, 'items' | 'next'>;
 
 /** Entries that one call looks through at most: what matches rarely comes in several answers, some of them empty. */
 const maxLookedThrough = 100_000;
 /** How far the batch of an entry may be from it in time: the longest that a call waits for its commit, and much more. */
 const commitSlackMs = 10 * 60_000;
 
-/** The entries of a log that match all of `query`, newest first. */
+/** The entries of a log that match all of `query` and are in the database, newest first. */
 export async function searchLog(client: Queryable, logId: number, size: number, query: LogQuery): Promise<SearchResult> {
-  const end = Math.min(size, query.before ?? size, await endOf(client, logId, query.to));
-  const begin = await beginOf(client, logId, query.from);
-  return query.token === undefined ? await searchBlocks(client, logId, query, begin, end) : await searchToken(client, logId, query, query.token, begin, end);
+  for (;;) {
+    const there = await searchableFrom(client, logId);
+    const end = Math.min(size, query.before ?? size, await endOf(client, logId, query.to));
+    const begin = Math.max(there.index, await beginOf(client, logId, query.from));
+    try {
+      const found = query.token === undefined ? await searchBlocks(client, logId, query, begin, end) : await searchToken(client, logId, query, query.token, begin, end);
+      return { ...found, searchable_from: there };
+    } catch (error) {
+      // Taken out meanwhile, or missing.
+      if (!(error instanceof MissingEntries) || (await searchableFrom(client, logId)).index === there.index) throw error;
+    }
+  }
 }
 
 /** A token's entries: those that name it, by their rows, and the one that tells of its making, by the token's. */
-async function searchToken(client: Queryable, logId: number, query: LogQuery, token: string, begin: number, end: number): Promise<SearchResult> {
+async function searchToken(client: Queryable, logId: number, query: LogQuery, token: string, begin: number, end: number): Promise<Found> {
   const { rows } = await client.query<{ entry: string }>({
     name: 'log-token-entries',
     text: 'SELECT entry FROM log_tokens WHERE token_key = $1::bigint AND log_id = $2::int AND entry >= $3::bigint AND entry < $4::bigint ORDER BY entry DESC LIMIT $5::int',
@@ -135,7 +169,7 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
 }
 
 /** Whatever is known by its block: the blocks that hold all the values, from the newest on. */
-async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<SearchResult> {
+async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<Found> {
   const facets = facetNames.flatMap((name) => (query[name] === undefined ? [] : [facetKey(name, query[name])]));
   const items: FoundEntry[] = [];
   let looked = 0;

@@ -34,6 +34,9 @@ interface Awaited {
   readonly sinceMs: number;
 }
 
+/** A process that commits nothing looks at the log as often: what it saw must not fall behind the tiles that are left in the database. */
+const lookEveryMs = 3_600_000;
+
 export class LogWatch {
   readonly #view: LogView;
   readonly #key: Pick<NoteSigner, 'algorithm' | 'publicKeySpki'>;
@@ -44,6 +47,7 @@ export class LogWatch {
   readonly #found = new Map<WatchedWriter, bigint>();
   #seen: Checkpoint | null = null;
   #fault: string | null = null;
+  #nextLookMs = 0;
 
   constructor(view: LogView, key: Pick<NoteSigner, 'algorithm' | 'publicKeySpki'>, writers: readonly WatchedWriter[]) {
     this.#view = view;
@@ -69,7 +73,7 @@ export class LogWatch {
       const { batch, certificate } = writer.lastBatch;
       if (!this.#awaited.has(writer) && this.#found.get(writer) !== batch.number) this.#awaited.set(writer, { batch, certificate, sinceMs: performance.now() });
     }
-    if (this.#awaited.size === 0 || this.#fault !== null) return;
+    if (this.#fault !== null || (this.#awaited.size === 0 && performance.now() < this.#nextLookMs)) return;
     const head = await this.#view.head();
     const note = head === null ? null : await this.#view.checkpoint(head.logId);
     if (head === null || note === null) {
@@ -78,6 +82,7 @@ export class LogWatch {
     }
     const checkpoint = openCheckpoint(note, [parseVkey(encodeVkey(head.origin, this.#key.algorithm, this.#key.publicKeySpki))]);
     if (checkpoint === null) return void (this.#fault = 'a checkpoint in the database is not signed by the log\'s key');
+    this.#nextLookMs = performance.now() + lookEveryMs;
     if (this.#seen !== null && checkpoint.origin === this.#seen.origin && checkpoint.size === this.#seen.size && checkpoint.root.equals(this.#seen.root)) return;
     const reader = tileReader(checkpoint.size, async (ref) => {
       const tile = await this.#view.tile(head.logId, ref.level, ref.index);

@@ -44,7 +44,7 @@ export function serveLog(stack: AsyncDisposableStack, connection: ClientConfig, 
     },
     async search(query) {
       const head = await readHead(pool);
-      return head === null ? { items: [], next: null } : await searchLog(pool, head.logId, head.size, query);
+      return head === null ? { items: [], next: null, searchable_from: { index: 0, time: null } } : await searchLog(pool, head.logId, head.size, query);
     },
   };
 }
