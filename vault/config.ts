@@ -94,6 +94,10 @@ export const ConfigSchema = Type.Object(
       checkpoint_interval: Duration('1s', 'Least time between two signed checkpoints.'),
       max_unsigned: Duration('5m', 'How long calls go on while what they commit does not appear under a signed checkpoint; then audit_unavailable.'),
       max_clock_back: Duration('5s', 'How far the clock may be behind the log before readiness and an alert say so.'),
+      archive: Type.String({ minLength: 1, maxLength: 400, default: 'none', description: 'Where the log is copied to, and where entries are that were taken out of the database: a folder or `s3://bucket/prefix`, the same for every process that sequences. With none, nothing is ever taken out.' }),
+      archive_interval: Duration('1h', 'Least time between two copies of what is new.'),
+      searchable_months: Count(3, 3, 120, 'Whole months, beside the one that runs, that stay in the database, where they are searched. Only what the archive was seen to hold is taken out.'),
+      keep_months: Count(12, 12, 1200, 'How long the archive must hold every entry: once a day some of that time are read back, and an alert tells if one is gone or changed. Cofre deletes nothing there.'),
       level: Type.Enum(['debug', 'info', 'warn', 'error'], { type: 'string', default: 'info', description: 'Of the process\'s own messages, not of the audit log.' }),
     }),
     tenants: Type.Array(Type.Object({ name: Name, key_domain: Type.Optional(Name) }, closed), { minItems: 1, default: [{ name: 'acme' }, { name: 'globex' }], description: 'Owners of cards. A key domain is a tenant\'s own unless named.' }),
@@ -155,6 +159,7 @@ export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): 
   for (const path of durations) {
     if (milliseconds(textAt(config, path)) > maxDurationMs) throw new ConfigError(`${file}: ${path}: is longer than 24 days`);
   }
+  if (config.log.archive.startsWith('s3:') && !/^s3:\/\/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](\/[A-Za-z0-9!_.*()-]+)*$/u.test(config.log.archive)) throw new ConfigError(`${file}: log.archive: is not of the form s3://bucket/prefix`);
   const { api_port: api, admin_port: admin, telemetry_port: telemetry } = config.listeners;
   const ports = [api, admin, telemetry].filter((port) => port !== 0);
   if (new Set(ports).size < ports.length) throw new ConfigError(`${file}: listeners: two of them have the same port`);

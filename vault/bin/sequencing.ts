@@ -3,7 +3,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client, Pool } from 'pg';
 import type { ClientConfig } from 'pg';
+import { readTile } from '../../audit/log-source.ts';
 import { LogFault, Sequencer } from '../../audit/sequencer.ts';
+import type { TreeStore } from '../../audit/sequencer.ts';
+import { tileWidth } from '../../audit/tiles.ts';
 import { postgresTreeStore } from '../../audit/tree-store.ts';
 import { WitnessFile } from '../../audit/witness-file.ts';
 import { describe } from '../../platform-adapters/telemetry/log.ts';
@@ -11,6 +14,7 @@ import type { GroupCommit } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import { executeEntries } from '../transaction.ts';
 import type { EntryOperation, EntryOutcome } from '../transaction.ts';
+import { archiveOf, openArchiving } from './archiving.ts';
 import { connectionOf, endPool } from './database.ts';
 import { openWriter } from './writers.ts';
 import type { WriterContext } from './writers.ts';
@@ -61,7 +65,13 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
     log.error('the log was tampered with', { kind, reason: String(detail['reason'] ?? ''), writer: String(detail['writer'] ?? '') });
     await writer?.commit({ kind: 'entry', entry: { action: 'log.alert', at: now(), outcome: 'failed', detail: { kind, ...detail } } });
   };
-  const store = postgresTreeStore(pool);
+  const archive = archiveOf(home, config);
+  const inDatabase = postgresTreeStore(pool);
+  const store: TreeStore = {
+    ...inDatabase,
+    // What was witnessed here last may be older than what is left: an instance that has not led for months. What a tile proves, no one has to be believed for.
+    tile: async (logId, level, index) => (await inDatabase.tile(logId, level, index)) ?? (archive === null ? null : await readTile(archive.of(logId), { level, index, width: tileWidth })),
+  };
   const sequencer = new Sequencer({ store, signer, name: config.log.origin, witnesses: [new WitnessFile(join(home, 'witness'))], alert, now });
   const intervalMs = milliseconds(config.log.checkpoint_interval);
 
@@ -130,6 +140,13 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
 
   writer = await openWriter<EntryOperation, EntryOutcome>(stack, context, 'sequencer', 'sequencer', executeEntries);
   running = run();
+  openArchiving(stack, context, {
+    archive,
+    leads: () => leads && fault === null,
+    async record(entry) {
+      await writer?.commit({ kind: 'entry', entry });
+    },
+  });
   return {
     writer,
     state() {
