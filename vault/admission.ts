@@ -1,7 +1,7 @@
 /**
- * How many requests may be under way at once, of a connection and of a caller. A request costs memory from its head until its answer has
- * left, so without these one caller that sends and does not wait, or does not read, would take it all, and the queue of everybody else with it
- * (20,000 pipelined requests took 900 MB). What is too much is turned away before anything else looks at it.
+ * How many requests may be under way at once, of a connection and of a caller, and how many bytes their bodies may take together. A request costs
+ * memory from its head until its answer has left, so without these one caller that sends and does not wait, or does not read, would take it all, and
+ * the queue of everybody else with it (20,000 pipelined requests took 900 MB). What is too much is turned away before anything else looks at it.
  */
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -11,9 +11,26 @@ import { VaultError, renderProblem } from './errors.ts';
 /** Requests on one connection whose answers have not left yet. HTTP/1.1 clients that pipeline at all send a handful. */
 const maxPerConnection = 64;
 
+export interface AdmissionLimits {
+  readonly maxRequestsPerCaller: number;
+  /** Bytes of the bodies of one caller's requests under way, together. */
+  readonly maxBodyBytesPerCaller: number;
+  /** Of all callers' requests. */
+  readonly maxBodyBytes: number;
+}
+
+/** What one caller has under way. */
+interface Share {
+  requests: number;
+  bodyBytes: number;
+}
+
 /** One request's place. It is free again once the request is dealt with and its answer has left, or cannot any more. */
 interface Place {
   readonly caller: string;
+  readonly share: Share;
+  bodyBytes: number;
+  free: boolean;
   dealtWith: boolean;
   gone: boolean;
   /** Since when (monotonic, ms) it was seen to be made and not to have left, with no other answer before it; null while it was not. */
@@ -23,16 +40,17 @@ interface Place {
 }
 
 export class Admission {
-  readonly #maxPerCaller: number;
+  readonly #limits: AdmissionLimits;
   readonly #callerOf: (socket: Socket) => string;
   /** Requests whose answers have not left yet, of every open connection. */
   readonly #underWay = new Map<Socket, Set<IncomingMessage>>();
   readonly #places = new WeakMap<IncomingMessage, Place>();
-  readonly #ofCaller = new Map<string, number>();
+  readonly #shares = new Map<string, Share>();
+  #bodyBytes = 0;
 
   /** `callerOf` names whoever a connection belongs to, '' where it cannot be told; it must not throw. */
-  constructor(maxPerCaller: number, callerOf: (socket: Socket) => string) {
-    this.#maxPerCaller = maxPerCaller;
+  constructor(limits: AdmissionLimits, callerOf: (socket: Socket) => string) {
+    this.#limits = limits;
     this.#callerOf = callerOf;
   }
 
@@ -62,20 +80,37 @@ export class Admission {
       return false;
     }
     const caller = this.#callerOf(socket);
-    const count = this.#ofCaller.get(caller) ?? 0;
+    const share = this.#shares.get(caller) ?? { requests: 0, bodyBytes: 0 };
     const alone = requests.size === 0;
     requests.add(request);
     response.once('close', () => {
       requests.delete(request);
       this.#gone(request);
     });
-    if (count >= this.#maxPerCaller) {
+    if (share.requests >= this.#limits.maxRequestsPerCaller) {
       discard(request);
       refuse(response, !alone);
       return false;
     }
-    this.#places.set(request, { caller, dealtWith: false, gone: false, unreadSince: null, whenGone: [] });
-    this.#ofCaller.set(caller, count + 1);
+    this.#places.set(request, { caller, share, bodyBytes: 0, free: false, dealtWith: false, gone: false, unreadSince: null, whenGone: [] });
+    share.requests += 1;
+    this.#shares.set(caller, share);
+    return true;
+  }
+
+  /**
+   * Says that the body of a request takes `bytes` by now, in place of what was said before. False, and nothing is counted, where its caller's bodies or all of them
+   * would be too many. What a body takes is given back with the request's place: until then its fields are in memory, whatever became of its bytes.
+   */
+  holdBody(request: IncomingMessage, bytes: number): boolean {
+    const place = this.#places.get(request);
+    if (place === undefined || place.free) return false;
+    const more = bytes - place.bodyBytes;
+    const { maxBodyBytesPerCaller, maxBodyBytes } = this.#limits;
+    if (more > 0 && (place.share.bodyBytes + more > maxBodyBytesPerCaller || this.#bodyBytes + more > maxBodyBytes)) return false;
+    place.bodyBytes += more;
+    place.share.bodyBytes += more;
+    this.#bodyBytes += more;
     return true;
   }
 
@@ -123,10 +158,13 @@ export class Admission {
     if (place.dealtWith) this.#free(place);
   }
 
-  #free({ caller }: Place): void {
-    const count = this.#ofCaller.get(caller)! - 1;
-    if (count === 0) this.#ofCaller.delete(caller);
-    else this.#ofCaller.set(caller, count);
+  #free(place: Place): void {
+    const { share, bodyBytes } = place;
+    place.free = true;
+    share.bodyBytes -= bodyBytes;
+    this.#bodyBytes -= bodyBytes;
+    share.requests -= 1;
+    if (share.requests === 0) this.#shares.delete(place.caller);
   }
 }
 

@@ -9,6 +9,7 @@ import { Type } from 'typebox';
 import type { Static, TSchema } from 'typebox';
 import { Value } from 'typebox/value';
 import { YAMLParseError, parse as parseYaml } from 'yaml';
+import { largestBody } from './schemas.ts';
 
 /** The file, or something that it names, cannot be used. The message is one line for the operator. */
 export class ConfigError extends Error {}
@@ -42,6 +43,8 @@ export const ConfigSchema = Type.Object(
       max_full_handshakes_per_certificate: Count(1200, 1, 1_000_000, 'Full handshakes of one certificate in a minute; one more connection is closed. Resumed sessions are not counted.'),
       handshake_timeout: Duration('10s', 'A connection may wait this long for its handshake, and then take this long for it.'),
       max_requests_per_caller: Count(512, 1, 100_000, 'Requests of one caller under way at once; one more is overloaded.'),
+      max_body_bytes_per_caller: Count(16 * 1024 * 1024, largestBody, 2 ** 40, 'Bytes that the bodies of one caller\'s requests under way may take together, a listener and process; a body beyond it is overloaded before it is read. The largest body, a batch of 1000 cards, has 1 MiB at most, and 100 kB as a rule.'),
+      max_body_bytes: Count(64 * 1024 * 1024, largestBody, 2 ** 40, 'Of all callers\' requests.'),
       request_timeout: Duration('10s', 'A request must have arrived whole within this time.'),
       answer_timeout: Duration('30s', 'An answer must have been read whole within this time.'),
       keep_alive_timeout: Duration('75s', 'An idle connection is closed after this time.'),

@@ -26,30 +26,44 @@ export function discardBody(request: IncomingMessage): void {
  * The body, in memory of its own that the caller wipes. Each chunk that Node hands over is copied and zeroed as it comes, also of a refused body: to keep them would cost some 400
  * bytes for each, and a client may send a byte a chunk (of 100 KB on the wire 7 MB).
  *
- * @throws VaultError `payload_too_large` beyond `maxBytes`; RequestAborted if the stream ends early.
+ * `hold` is told how many bytes the body takes: its declared length before the first is read, and more as it needs more. Where it says no, the rest is thrown away as it comes.
+ *
+ * @throws VaultError `payload_too_large` beyond `maxBytes`, `overloaded` where `hold` says no; RequestAborted if the stream ends early.
  */
-export function readBody(request: IncomingMessage, maxBytes: number): Promise<Buffer> {
+export function readBody(request: IncomingMessage, maxBytes: number, hold: (bytes: number) => boolean): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     let room = nothing;
     let size = 0;
     let refused = false;
     let ended = false;
 
-    const refuse = (): void => {
+    const refuse = (code: 'payload_too_large' | 'overloaded'): void => {
       refused = true;
       room.fill(0);
-      reject(new VaultError('payload_too_large'));
+      room = nothing;
+      hold(0);
+      reject(new VaultError(code));
+    };
+    const declared = Number(request.headers['content-length'] ?? 0);
+    const most = declared > 0 ? Math.min(declared, maxBytes) : maxBytes;
+    let held = 0;
+    const holds = (bytes: number): boolean => {
+      if (bytes <= held) return true;
+      held = bytes;
+      return hold(bytes);
     };
     const onData = (chunk: Buffer): void => {
       const at = size;
       size += chunk.length;
-      if (!refused && size > maxBytes) refuse();
+      if (!refused && size > maxBytes) refuse('payload_too_large');
+      const larger = Math.max(size, Math.min(2 * room.length, most));
+      if (!refused && size > room.length && !holds(larger)) refuse('overloaded');
       if (!refused) {
         if (size > room.length) {
-          const larger = secretBytes(Math.max(size, Math.min(2 * room.length, maxBytes)));
-          larger.set(room);
+          const grown = secretBytes(larger);
+          grown.set(room);
           room.fill(0);
-          room = larger;
+          room = grown;
         }
         room.set(chunk, at);
       }
@@ -71,7 +85,7 @@ export function readBody(request: IncomingMessage, maxBytes: number): Promise<Bu
     request.once('end', onEnd);
     request.once('error', onClose);
     request.once('close', onClose);
-    const declared = Number(request.headers['content-length'] ?? 0);
-    if (declared > maxBytes) refuse();
+    if (declared > maxBytes) refuse('payload_too_large');
+    else if (!holds(declared)) refuse('overloaded');
   });
 }

@@ -26,6 +26,7 @@ import {
   UncheckedItems,
   ValidateBody,
   ValidateReply,
+  largestBody,
   maxDetokenizeTokens,
   maxTokenizeItems,
 } from './schemas.ts';
@@ -46,8 +47,6 @@ export interface TokenizingRoutes {
 const singleBody = 16 * 1024;
 /** A hundred texts as long as any that the schema takes for a token. */
 const tokensBody = 128 * 1024;
-/** A thousand items of a kilobyte: a card with its name and metadata has a few hundred bytes. */
-const batchBody = 1024 * 1024;
 const problem = { default: { description: 'A refusal or failure, as application/problem+json (RFC 9457).', content: { 'application/problem+json': { schema: ProblemReply } } } };
 
 function facts(action: string, cards: RouteFacts['cards'] = 'none', audited = true, maxBodyBytes = singleBody): RouteFacts {
@@ -84,7 +83,7 @@ export function addTokenizingRoutes(app: FastifyInstance, deps: TokenizingRoutes
   });
 
   typed.post('/v1/tokenize/batch', {
-    config: { ...facts('tokenize_batch', 'batch', true, batchBody), documentedBody: TokenizeBatchBody },
+    config: { ...facts('tokenize_batch', 'batch', true, largestBody), documentedBody: TokenizeBatchBody },
     schema: { operationId: 'tokenizeBatch', summary: 'Up to a thousand card numbers in, as many tokens out', body: UncheckedItems, headers: TokenizeHeaders, response: { 200: TokenizeBatchReply, ...problem } },
     // The description's serializer would try the branches of a union one by one, a thousand times.
     serializerCompiler: () => JSON.stringify,

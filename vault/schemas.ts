@@ -40,6 +40,8 @@ export const TokenizeBody = Type.Object(
 );
 
 export const maxTokenizeItems = 1000;
+/** Bytes of the largest body that any route takes, a thousand items of a kilobyte: a card with its name and metadata has a few hundred bytes. */
+export const largestBody = 1024 * 1024;
 export const maxDetokenizeTokens = 100;
 /** What is said of an item in `TokenizeBatchBody` is checked item by item, so that one that does not fit is refused alone. */
 export const UncheckedItems = Type.Object({ items: Type.Array(Type.Unknown(), { minItems: 1 }) }, closed);

@@ -5,11 +5,13 @@
  * 2. Take the digits out: before anything parses the body, card numbers leave it and are overwritten there.
  */
 import { randomUUID } from 'node:crypto';
+import type { IncomingMessage } from 'node:http';
 import type { TLSSocket } from 'node:tls';
 import { createServer as createHttpsServer } from 'node:https';
 import Fastify from 'fastify';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { Admission } from './admission.ts';
+import type { AdmissionLimits } from './admission.ts';
 import { takeCards } from './body.ts';
 import type { TakenCards, Where } from './body.ts';
 import type { Call } from './call.ts';
@@ -68,8 +70,8 @@ export interface ServerOptions {
   recordRefusal(call: Call, action: string, refused: VaultError): Promise<void>;
   /** Told of each request with a body once it is dealt with, whatever became of it: the buffers that it came through may hold a card. Must not throw. */
   readonly bodyPassed: () => void;
-  /** Requests of one caller that may be under way at once. */
-  readonly maxRequestsPerCaller: number;
+  /** What may be under way at once. */
+  readonly admission: AdmissionLimits;
   /** A body or a header must arrive within this time. */
   readonly requestTimeoutMs: number;
   /** An answer must be read within this time. */
@@ -87,7 +89,7 @@ const traceparent = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/u;
 /** A listener without routes: `vault/routes.ts` adds them. Does not listen yet. */
 export function createServer(options: ServerOptions): FastifyInstance {
   const { tls, revocation, observer, now, trustDomain } = options;
-  const admission = new Admission(options.maxRequestsPerCaller, (socket) => {
+  const admission = new Admission(options.admission, (socket) => {
     try {
       return callerOf(socket as TLSSocket, trustDomain).spiffeId;
     } catch {
@@ -95,6 +97,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     }
   });
   let draining = false;
+  const bodyOf = (request: IncomingMessage, { maxBodyBytes }: RouteFacts): Promise<Buffer> => readBody(request, maxBodyBytes, (bytes) => admission.holdBody(request, bytes));
 
   const app = Fastify({
     serverFactory: (handle) =>
@@ -192,7 +195,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     if (holdsCardNumber(request.raw.url ?? '') || headersHoldCardNumber(request)) throw new VaultError('pan_in_other_field');
     // Bodies where none belongs are wiped as well: a client may send a card anywhere.
     if ((request.method === 'GET' || request.method === 'HEAD') && hasBody(request)) {
-      (await readBody(request.raw, facts.maxBodyBytes)).fill(0);
+      (await bodyOf(request.raw, facts)).fill(0);
       throw new VaultError('invalid_request');
     }
   }
@@ -201,7 +204,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
     const facts = factsOf(request);
-    const body = await readBody(payload, facts.maxBodyBytes);
+    const body = await bodyOf(payload, facts);
     try {
       if (payload.rawTrailers.length > 0) throw new VaultError('invalid_request');
       const type = request.headers['content-type'];
@@ -257,7 +260,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
     const { problem, retryAfterSeconds } = renderProblem(refusal, request.id);
     if (retryAfterSeconds !== undefined) reply.header('retry-after', retryAfterSeconds);
     // What is left of a refused body is thrown away by readBody; the connection is not used again. Fastify would say so of every body that a parser refused.
-    if (refusal.code === 'payload_too_large') reply.header('connection', 'close');
+    if (refusal.code === 'payload_too_large' || (refusal.code === 'overloaded' && !request.raw.complete)) reply.header('connection', 'close');
     else if (request.raw.complete && !request.closing) reply.removeHeader('connection');
     reply.code(problem.status).type('application/problem+json').serializer(JSON.stringify);
     await reply.send(problem);

@@ -11,11 +11,12 @@ import { cardText } from '../support/test-cards.ts';
 const maxPipelined = 64;
 const maxRequests = 8;
 const maxConnections = 40;
+const maxBodyBytes = 1024 * 1024;
 const entriesPerMinute = 10;
 const maxFullHandshakes = 150;
 const appliance = await startAppliance(t, {
   config: {
-    listeners: { max_requests_per_caller: maxRequests, max_connections_per_certificate: maxConnections, handshakes_per_second: 50, handshake_burst: 100, max_handshakes_waiting: 100, max_full_handshakes_per_certificate: maxFullHandshakes },
+    listeners: { max_requests_per_caller: maxRequests, max_body_bytes_per_caller: maxBodyBytes, max_connections_per_certificate: maxConnections, handshakes_per_second: 50, handshake_burst: 100, max_handshakes_waiting: 100, max_full_handshakes_per_certificate: maxFullHandshakes },
     refusals: { entries_per_minute: entriesPerMinute },
   },
 });
@@ -114,6 +115,36 @@ await t.test('requests that were aborted, refused or answered give their places 
   const getnet = appliance.client('getnet');
   const { token } = (await checkout.post('/v1/tokenize', { pan: cardText(2) })).json();
   for (let n = 0; n < maxRequests * 2; n += 1) t.equal((await getnet.post('/v1/detokenize', { token, purpose: 'refund' })).status, 200);
+});
+
+await t.test('a caller whose bodies take too much is told so before they are read, and others are not; however those end, it has room again', async (t) => {
+  const batch = Buffer.from(JSON.stringify({ items: [{ pan: cardText(4) }] }).padEnd(maxBodyBytes * 0.75));
+  const head = `POST /v1/tokenize/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${batch.length}\r\n\r\n`;
+  const checkout = appliance.client('checkout');
+  const taken = async (): Promise<boolean> => (await checkout.call('POST', '/v1/tokenize/batch', { body: batch })).status === 503;
+  for (const end of ['answered', 'cut off', 'malformed'] as const) {
+    const first = await appliance.client('checkout').connect();
+    const answer = readToEnd(first);
+    first.write(head + batch.toString('latin1', 0, 1000));
+    await until(taken, 'the first to be begun');
+    const unread = await appliance.client('checkout').connect();
+    const refusal = readToEnd(unread);
+    // The head alone: nothing of the body has to come.
+    unread.write(head);
+    const [reply] = parseReplies(await refusal);
+    isProblem(t, reply!, 'overloaded');
+    t.equal(reply!.headers['connection'], 'close');
+    isProblem(t, await checkout.call('POST', '/v1/tokenize/batch', { body: batch, chunked: true }), 'overloaded', 'without a length too');
+    t.match((await checkout.post('/v1/tokenize', { pan: cardText(4) })).status, /^20[01]$/u, 'there is room for a small one');
+    t.equal((await appliance.client('checkout-globex').call('POST', '/v1/tokenize/batch', { body: batch })).status, 200, 'and for others');
+    if (end === 'cut off') first.destroy();
+    else first.write(end === 'answered' ? batch.subarray(1000) : Buffer.from('{'.repeat(batch.length - 1000)));
+    if (end !== 'cut off') {
+      await until(async () => !(await taken()), 'room');
+      first.end();
+      t.equal(parseReplies(await answer)[0]!.status, end === 'answered' ? 200 : 400);
+    } else await until(async () => !(await taken()), 'room');
+  }
 });
 
 await t.test('one certificate has its share of connections, another finds room', async (t) => {

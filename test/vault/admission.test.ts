@@ -17,8 +17,11 @@ interface Server {
   until(name: string): Promise<{ request: IncomingMessage; response: ServerResponse }>;
 }
 
-async function serve(t: Test, places = maxPerCaller): Promise<Server> {
-  const admission = new Admission(places, () => 'caller');
+const bodies = { maxBodyBytesPerCaller: 100, maxBodyBytes: 150 };
+
+/** Each connection is its own caller's where `callerOf` says so. */
+async function serve(t: Test, places = maxPerCaller, callerOf: (socket: Socket) => string = () => 'caller'): Promise<Server> {
+  const admission = new Admission({ maxRequestsPerCaller: places, ...bodies }, callerOf);
   const admitted = new Map<string, { request: IncomingMessage; response: ServerResponse }>();
   let told = (): void => undefined;
   const server = createServer((request, response) => {
@@ -222,4 +225,55 @@ t.test('a connection whose client does not read its answer is closed in time, an
   server.admission.dealtWith(first);
   t.equal(await status(patient), '200');
   t.ok(await hasPlace(server, 'after'), 'the place is free again');
+});
+
+t.test('bodies of one caller, and of all, take so many bytes together, until their requests are gone, however they go', async (t) => {
+  let callers = 0;
+  const nameOf = new WeakMap<Socket, string>();
+  const server = await serve(t, 100, (socket) => {
+    if (!nameOf.has(socket)) nameOf.set(socket, callers++ < 4 ? 'one' : 'another');
+    return nameOf.get(socket)!;
+  });
+  const { admission } = server;
+  const sockets: Socket[] = [];
+  const begun = async (name: string): Promise<{ request: IncomingMessage; response: ServerResponse }> => {
+    const socket = await server.connect();
+    sockets.push(socket);
+    socket.write(get(name));
+    return await server.until(name);
+  };
+  const [answered, aborted, refused, waiting] = [await begun('answered'), await begun('aborted'), await begun('refused'), await begun('waiting')];
+  t.ok(admission.holdBody(answered.request, 60));
+  t.ok(admission.holdBody(aborted.request, 40));
+  t.notOk(admission.holdBody(refused.request, 1), 'the hundred are taken');
+  t.notOk(admission.holdBody(aborted.request, 41), 'nor does one of them get more');
+  const other = await begun('other');
+  t.notOk(admission.holdBody(other.request, 51), 'of all there are fifty left');
+  t.ok(admission.holdBody(other.request, 50));
+
+  t.ok(admission.holdBody(answered.request, 20), 'less is always taken');
+  t.ok(admission.holdBody(refused.request, 40));
+  t.ok(admission.holdBody(refused.request, 0), 'a refused one gives all of it back');
+  t.ok(admission.holdBody(waiting.request, 40));
+  t.notOk(admission.holdBody(refused.request, 1));
+
+  admission.dealtWith(answered.request);
+  t.notOk(admission.holdBody(refused.request, 20), 'its answer has not left');
+  answered.response.end();
+  await once(answered.response, 'close');
+  t.ok(admission.holdBody(refused.request, 20));
+  t.notOk(admission.holdBody(answered.request, 0), 'what is gone takes nothing more');
+
+  sockets[1]!.destroy();
+  await once(aborted.response, 'close');
+  t.notOk(admission.holdBody(refused.request, 60), 'the client is gone, the work goes on');
+  admission.dealtWith(aborted.request);
+  t.ok(admission.holdBody(refused.request, 60));
+  for (const { request, response } of [refused, waiting, other]) {
+    admission.dealtWith(request);
+    const closed = once(response, 'close');
+    response.end();
+    await closed;
+  }
+  t.ok(admission.holdBody((await begun('last')).request, 100), 'all of it is there again');
 });

@@ -149,7 +149,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     },
     recordRefusal: async (call, action, refused) => await refusals.record(call, action, refused),
     bodyPassed: () => buffers.used(),
-    maxRequestsPerCaller: config.listeners.max_requests_per_caller,
+    admission: { maxRequestsPerCaller: config.listeners.max_requests_per_caller, maxBodyBytesPerCaller: config.listeners.max_body_bytes_per_caller, maxBodyBytes: config.listeners.max_body_bytes },
     requestTimeoutMs: milliseconds(config.listeners.request_timeout),
     answerTimeoutMs: milliseconds(config.listeners.answer_timeout),
     keepAliveTimeoutMs: milliseconds(config.listeners.keep_alive_timeout),
