@@ -55,6 +55,8 @@ export interface KeyringOptions {
   readonly tenants: ReadonlyMap<string, string>;
   readonly store: KeyStore;
   readonly now: () => Date;
+  /** See SessionPoolOptions. */
+  readonly monotonicMs?: () => number;
   /** How long envelope custody goes on while the HSM is away, in ms. */
   readonly maxAwayMs: number;
   /** Default: all. */
@@ -111,6 +113,7 @@ export async function openKeyring(options: KeyringOptions): Promise<Keyring> {
     tokenLabel: options.tokenLabel,
     pin: options.pin,
     now: options.now,
+    ...(options.monotonicMs === undefined ? {} : { monotonicMs: options.monotonicMs }),
     // The control key, because every deployment has it whatever its custody and uses.
     probe: (session) => hmacSha256(session, session.key(CKO.SECRET_KEY, labels.control), CONTROL_PROBE),
     ...options.sessions,
@@ -120,8 +123,7 @@ export async function openKeyring(options: KeyringOptions): Promise<Keyring> {
   let closed = false;
   const gate = (): void => {
     if (closed) throw new HsmError('unavailable', 'the keyring is closed');
-    const away = pool.awaySince;
-    if (away !== null && options.now().getTime() - away.getTime() > options.maxAwayMs) throw new HsmError('unavailable', 'the HSM has been away for too long');
+    if (pool.awayMs > options.maxAwayMs) throw new HsmError('unavailable', 'the HSM has been away for too long');
   };
 
   try {

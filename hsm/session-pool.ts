@@ -10,7 +10,7 @@ import type { Handle, Pkcs11Module, SessionRef } from './pkcs11.ts';
  */
 export type Pin = Buffer | (() => Buffer | Promise<Buffer>);
 
-/** What the pool tells of itself. `since` is when `ok` last changed; `awayMs` is 0 while `ok`. */
+/** What the pool tells of itself. `since` is when `ok` last changed, by the clock on the wall; `awayMs` is 0 while `ok`, and no clock that is set changes it. */
 export interface HsmHealth {
   readonly ok: boolean;
   readonly since: Date;
@@ -36,6 +36,8 @@ export interface SessionPoolOptions {
   /** A real operation with a real key, cheap: it decides whether the token works. Run at opening, after each recovery, and every `probeMs`. */
   readonly probe: (session: Session) => Promise<unknown>;
   readonly now: () => Date;
+  /** Milliseconds of a clock that nobody sets, as `performance.now()`, the default: how long the token has been away is measured by it. */
+  readonly monotonicMs?: () => number;
   /** Sessions for operations, besides the idle one that keeps the login alive. libuv has 4 worker threads unless UV_THREADPOOL_SIZE says otherwise. */
   readonly size?: number;
   /** How long a caller waits for a free session, in ms. */
@@ -49,7 +51,7 @@ export interface SessionPoolOptions {
   readonly log?: HsmLog;
 }
 
-const defaults = { size: 8, waitMs: 2_000, callMs: 5_000, probeMs: 5_000, recoveryPauseMs: 1_000 } as const;
+const defaults = { monotonicMs: () => performance.now(), size: 8, waitMs: 2_000, callMs: 5_000, probeMs: 5_000, recoveryPauseMs: 1_000 } as const;
 
 // A Cryptoki library has one state per process: C_Finalize by one pool ends every pool's calls, and during a call it may crash the process.
 interface ModuleUse {
@@ -106,7 +108,8 @@ export class SessionPool {
   #lastFailedRecovery = Number.NEGATIVE_INFINITY; // performance.now(), ms
   #lastRecoveryError: HsmError | null = null;
   #wrongPin = false;
-  #away: Date | null;
+  /** Since when the token does not answer, by `monotonicMs`; null while it does. */
+  #awaySince: number | null;
   #since: Date;
   #probeTimer: NodeJS.Timeout | null = null;
   #probing = false;
@@ -117,7 +120,7 @@ export class SessionPool {
     this.#use = useOf(options.module);
     this.#options = { ...defaults, ...options, log: options.log ?? null };
     this.#since = options.now();
-    this.#away = this.#since;
+    this.#awaySince = this.#options.monotonicMs();
   }
 
   /**
@@ -138,14 +141,13 @@ export class SessionPool {
     return pool;
   }
 
-  /** When the token stopped answering, or null while it does. Cheap enough for a hot path. */
-  get awaySince(): Date | null {
-    return this.#away;
+  /** For how long the token has not answered, 0 while it does. Cheap enough for a hot path. */
+  get awayMs(): number {
+    return this.#awaySince === null ? 0 : this.#options.monotonicMs() - this.#awaySince;
   }
 
   health(): HsmHealth {
-    const away = this.#away;
-    return { ok: away === null, since: this.#since, awayMs: away === null ? 0 : Math.max(0, this.#options.now().getTime() - away.getTime()) };
+    return { ok: this.#awaySince === null, since: this.#since, awayMs: this.awayMs };
   }
 
   /**
@@ -414,7 +416,7 @@ export class SessionPool {
       if (this.#generation !== null) this.#generation.lost = true;
       // The next try recovers at once where the loss is new; a token that is away is tried again at each probe.
       await this.#recover(this.#generation).catch(noop);
-      if (this.#away === null && this.#generation?.lost !== false) this.#markAway();
+      if (this.#awaySince === null && this.#generation?.lost !== false) this.#markAway();
       this.#options.log?.warn('hsm_probe_failed', { rv: returnValueOf(error) ?? 0 });
     } finally {
       this.#probing = false;
@@ -422,14 +424,15 @@ export class SessionPool {
   }
 
   #markAway(): void {
-    if (this.#away !== null) return;
-    this.#away = this.#since = this.#options.now();
+    if (this.#awaySince !== null) return;
+    this.#awaySince = this.#options.monotonicMs();
+    this.#since = this.#options.now();
     this.#options.log?.warn('hsm_away', {});
   }
 
   #markBack(): void {
-    if (this.#away === null) return;
-    this.#away = null;
+    if (this.#awaySince === null) return;
+    this.#awaySince = null;
     this.#since = this.#options.now();
     this.#options.log?.info('hsm_back', {});
   }

@@ -89,16 +89,22 @@ function setAway(hsm: Hsm, away: boolean): void {
 t.test('envelope custody seals, opens and fingerprints while the HSM is away, for as long as it may and no longer', async (t) => {
   const { hsm, strict } = await strictOf(t);
   let nowMs = Date.now();
-  const keyring = await keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), sessions: eager, now: () => new Date(nowMs), maxAwayMs: 10_000 });
+  let monotonicMs = 5;
+  const keyring = await keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), sessions: eager, now: () => new Date(nowMs), monotonicMs: () => monotonicMs, maxAwayMs: 10_000 });
   const { cipher, fingerprint } = keyring.forTenant('acme');
   const sealed = await cipher.seal('pan', digits, binding);
   strict.goAway();
   await t.rejects(keyring.control.mac(digits), hsmError('unavailable'));
   const since = keyring.health().since;
-  nowMs += 10_000;
+  // A clock on the wall that is set, back or forth, is not asked.
+  nowMs -= 3_600_000;
+  monotonicMs += 10_000;
   t.same(await cipher.open(receipt(), 'pan', await cipher.seal('pan', digits, binding), binding), digits);
   t.same(keyring.health(), { ok: false, since, awayMs: 10_000 });
-  nowMs += 1;
+  nowMs += 7_200_000;
+  t.same(await cipher.open(receipt(), 'pan', await cipher.seal('pan', digits, binding), binding), digits);
+  monotonicMs += 1;
+  nowMs -= 7_200_000;
   t.throws(() => cipher.seal('pan', digits, binding), hsmError('unavailable'));
   t.throws(() => cipher.open(receipt(), 'pan', sealed, binding), hsmError('unavailable'));
   t.throws(() => fingerprint.compute('acme', digits), hsmError('unavailable'));
