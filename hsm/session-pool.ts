@@ -216,17 +216,25 @@ export class SessionPool {
     }
   }
 
-  /** Waits (at most `callMs`) for operations in flight, closes the sessions, and finalizes the library if this was its last pool. Further calls are refused. */
+  /**
+   * Waits (at most `callMs`) for operations in flight and for a recovery, closes the sessions, and finalizes the library if this was its last pool. Further calls are refused. A recovery that lasts longer, for the PIN
+   * perhaps, does the rest itself once it ends: before that the library is in its hands.
+   */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#probeTimer !== null) clearInterval(this.#probeTimer);
     for (const waiter of this.#waiters.splice(0)) {
       clearTimeout(waiter.timer);
-      waiter.reject(new HsmError('unavailable', 'the HSM sessions are closed'));
+      waiter.reject(closedError());
     }
     const deadline = performance.now() + this.#options.callMs;
-    while (this.#busy > this.#hung && performance.now() < deadline) await sleep(5);
+    while ((this.#busy > this.#hung || this.#recovery !== null) && performance.now() < deadline) await sleep(5);
+    if (this.#recovery === null) this.#end();
+    else void this.#recovery.catch(noop).then(() => this.#end());
+  }
+
+  #end(): void {
     this.#drop(this.#generation);
     this.#generation = null;
     this.#use.pools -= 1;
@@ -242,7 +250,7 @@ export class SessionPool {
   // ---- places and sessions
 
   async #ready(): Promise<Generation> {
-    if (this.#closed) throw new HsmError('unavailable', 'the HSM sessions are closed');
+    this.#refuseClosed();
     const generation = this.#generation;
     if (generation === null || generation.lost) await this.#recover(generation);
     if (this.#generation === null) throw new HsmError('unavailable', 'the HSM does not answer');
@@ -441,6 +449,7 @@ export class SessionPool {
 
   /** Makes a new generation in place of `seen`. Concurrent calls share one attempt; a failed one is not repeated within `recoveryPauseMs`. */
   #recover(seen: Generation | null): Promise<void> {
+    if (this.#closed) return Promise.reject(closedError());
     if (this.#generation !== seen && this.#generation !== null && !this.#generation.lost) return Promise.resolve();
     if (this.#recovery !== null) return this.#recovery;
     if (this.#wrongPin) return Promise.reject(new HsmError('refused', 'the HSM refused the PIN: not tried again, lest it be locked'));
@@ -464,10 +473,10 @@ export class SessionPool {
         if (this.#wrongPin || (error instanceof HsmError && error.kind === 'sealed')) throw error;
         // A library that lost its token altogether (SoftHSM2 whose directory went and came back, a restarted client daemon) sees it again only after it was
         // finalized. That ends every session in the process, and during a call it may crash it: it waits until no call is under way anywhere.
-        if (first && this.#use.pools > 1) throw error;
+        if (this.#closed || (first && this.#use.pools > 1)) throw error;
         const deadline = performance.now() + this.#options.callMs;
         while (this.#use.calls > 0 && performance.now() < deadline) await sleep(2);
-        if (this.#use.calls > 0) throw error;
+        if (this.#closed || this.#use.calls > 0) throw error;
         try {
           this.#module.C_Finalize();
         } catch {
@@ -503,6 +512,7 @@ export class SessionPool {
       const { pin } = this.#options;
       const value = typeof pin === 'function' ? await pin() : pin;
       try {
+        this.#refuseClosed();
         login({ module: this.#module, handle: anchor }, value);
       } catch (error) {
         if (faultOf(error) === 'pin') this.#wrongPin = true;
@@ -511,12 +521,22 @@ export class SessionPool {
         if (typeof pin === 'function') value.fill(0);
       }
       await this.#probeOn(generation);
+      // Whoever closed has waited for this or will be waited for; nobody wants these sessions.
+      this.#refuseClosed();
     } catch (error) {
       this.#drop(generation);
       throw error;
     }
     this.#generation = generation;
   }
+
+  #refuseClosed(): void {
+    if (this.#closed) throw closedError();
+  }
+}
+
+function closedError(): HsmError {
+  return new HsmError('unavailable', 'the HSM sessions are closed');
 }
 
 function noop(): void {}

@@ -280,6 +280,40 @@ t.test('closing waits for the call under way and turns away those that wait', as
   await closed;
 });
 
+for (const [when, callMs] of [['in time', 5_000], ['only after nobody waits any more', 20]] as const) {
+  t.test(`closing while a recovery asks for the PIN, which comes ${when}, leaves no library that is initialized or logged in`, async (t) => {
+    const { hsm, strict } = await strictOf(t);
+    const answers: PromiseWithResolvers<Buffer>[] = [];
+    let ask = (): Promise<Buffer> | Buffer => Buffer.from(hsm.pin);
+    const pool = await SessionPool.open({ module: strict, tokenLabel: hsm.tokenLabel, pin: () => ask(), probe: async () => undefined, now: () => new Date(), recoveryPauseMs: 0, probeMs: 2, callMs });
+    ask = () => {
+      const answer = Promise.withResolvers<Buffer>();
+      answers.push(answer);
+      return answer.promise;
+    };
+    // Noticed by the probe: no operation is under way that closing would wait for.
+    strict.loseSessions();
+    strict.failNext('C_OpenSession', 'SESSION_HANDLE_INVALID');
+    await until(() => answers.length === 1);
+    let done = false;
+    const closed = pool.close().finally(() => (done = true));
+    if (callMs === 20) {
+      await closed;
+      t.ok(strict.initialized, 'whom the recovery still needs');
+    } else await new Promise((resolve) => setTimeout(resolve, 20));
+    t.equal(done, callMs === 20);
+    const late = Buffer.from(hsm.pin);
+    answers[0]!.resolve(late);
+    await closed;
+    await until(() => !strict.initialized);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    t.notOk(strict.initialized || strict.loggedIn);
+    t.equal(strict.openSessions, 0);
+    t.equal(answers.length, 1, 'nor is it asked for again');
+    t.same(late, Buffer.alloc(late.length), 'and is wiped');
+  });
+}
+
 t.test('a library with a call that hangs is not finalized for the sake of a recovery', async (t) => {
   const { hsm, strict } = await strictOf(t);
   const keyring = await keyringOf(t, hsm, { custody: 'direct', store: memoryStore(t), sessions: { ...eager, size: 4, callMs: 20 } });

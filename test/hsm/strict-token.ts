@@ -107,6 +107,18 @@ export class StrictToken implements Pkcs11Module {
     return [...this.#objects.values()].map((object) => object.attributes.get(CKA.LABEL)?.toString('utf8') ?? '');
   }
 
+  get initialized(): boolean {
+    return this.#initialized;
+  }
+
+  get loggedIn(): boolean {
+    return this.#loggedIn;
+  }
+
+  get openSessions(): number {
+    return this.#sessions.size;
+  }
+
   get wrongPins(): number {
     return this.#wrongPins;
   }
