@@ -27,18 +27,19 @@ export interface WriterSession {
  * for its answer, and if BEGIN itself fails (somebody cancels it), each of them would otherwise be committed on its own, without
  * its entry.
  */
-export const begin = 'BEGIN READ WRITE';
+export const begin = 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE';
 
 /**
  * Sets a session up for the hot path.
  *
  * Plans are prepared once and live long: with sequential scans, hash and merge joins forbidden, a plan made while the tables were
- * small is also right when they are not. `synchronous_commit` is stated because a role or database setting may have weakened it.
+ * small is also right when they are not. `synchronous_commit` and the isolation level are stated because a role or database setting
+ * may have changed them: what a statement of ours waited for (a lock, a twin's row, a lost transaction's end) the next one must see.
  */
 export async function prepareSession(client: ClientBase): Promise<void> {
   await client.query(
     `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
-     SET plan_cache_mode = force_generic_plan; SET default_transaction_read_only = on; SET synchronous_commit = on; SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'`,
+     SET plan_cache_mode = force_generic_plan; SET default_transaction_read_only = on; SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'`,
   );
 }
 

@@ -9,7 +9,7 @@ import { Client, type ClientConfig } from 'pg';
 export interface FrontendMessage {
   /** `Q` query, `P` parse, `B` bind, `D` describe, `E` execute, `S` sync, `p` password, `X` end. */
   readonly type: string;
-  /** The text of a simple query (`BEGIN READ WRITE`, `COMMIT`), else empty. */
+  /** The text of a simple query (a BEGIN, `COMMIT`), else empty. */
   readonly query: string;
   /** Counts the messages of this session from 0, those of authentication left out. */
   readonly index: number;

@@ -3,7 +3,7 @@ import { Client } from 'pg';
 import t, { type Test } from 'tap';
 import { adminConnection } from '../../platform-adapters/postgres/connect.ts';
 import type { Batch } from '../../audit/chain.ts';
-import type { WriterConnector } from '../../vault/writer-session.ts';
+import { begin, type WriterConnector } from '../../vault/writer-session.ts';
 import { withClient, type FreshDatabase } from '../support/database.ts';
 import { Bench, operation, workDatabase } from '../support/group-commit.ts';
 import { PostgresProxy, type FrontendMessage, type Verdict } from '../support/postgres-proxy.ts';
@@ -152,7 +152,7 @@ t.test('a statement that outlives a BEGIN that failed is not committed on its ow
       const session = await real.connect();
       const query = session.client.query.bind(session.client) as (text: unknown) => Promise<unknown>;
       session.client.query = ((text: unknown) => {
-        if (text !== 'BEGIN READ WRITE' || !strike || bench === null) return query(text);
+        if (text !== begin || !strike || bench === null) return query(text);
         strike = false;
         return query("DO $$ BEGIN RAISE EXCEPTION 'canceling statement due to user request' USING ERRCODE = '57014'; END $$");
       }) as never;

@@ -10,7 +10,7 @@ import { freshDatabase, withClient } from '../support/database.ts';
 t.test('a session waits for its commits and writes in transactions only, though its role was told otherwise', async (t) => {
   const database = await freshDatabase(t);
   await withClient(adminConnection(database.adminUrl), async (client) => {
-    for (const setting of ['synchronous_commit = off', 'default_transaction_read_only = off', 'statement_timeout = 0', 'idle_in_transaction_session_timeout = 0']) {
+    for (const setting of ['synchronous_commit = off', 'default_transaction_read_only = off', "default_transaction_isolation = 'serializable'", 'statement_timeout = 0', 'idle_in_transaction_session_timeout = 0']) {
       await client.query(`ALTER ROLE ${quoteIdentifier(roleName(database.database, 'tokenize'))} SET ${setting}`);
     }
   });
@@ -24,7 +24,10 @@ t.test('a session waits for its commits and writes in transactions only, though 
   for (const [name, value] of [['synchronous_commit', 'on'], ['statement_timeout', '10s'], ['idle_in_transaction_session_timeout', '15s']] as const) t.equal(await setting(name), value, name);
   const write = `DELETE FROM idempotency_keys WHERE tenant_id = 1`;
   await t.rejects(client.query(write), { code: '25006' }, 'a statement whose BEGIN failed writes nothing');
+  t.equal(await setting('transaction_isolation'), 'read committed', 'also of a transaction that begins in other words, as the one of a tombstone');
+  await client.query('SET default_transaction_isolation = serializable');
   await client.query(begin);
+  t.equal(await setting('transaction_isolation'), 'read committed');
   await t.resolves(client.query(write));
   await client.query('COMMIT');
 });
