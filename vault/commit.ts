@@ -56,6 +56,8 @@ export interface CommitLimits {
   readonly maxWaitMs: number;
   /** How long the callers of a batch whose COMMIT was not answered wait for it to be settled, before `outcome_unknown`. */
   readonly maxSettleMs: number;
+  /** How long a statement may take. What shares a transaction with one that takes longer waits a little more than twice as long: see `slowParts`. */
+  readonly maxStatementMs: number;
 }
 
 /** What is worth measuring; implemented by the telemetry adapter. None of these may throw. */
@@ -64,7 +66,7 @@ export interface CommitObserver {
   /** How long the operation of a group that came first had waited for its transaction. */
   waited(ms: number): void;
   committed(calls: number, weight: number, ms: number): void;
-  /** A transaction that did not commit, by consequence: `conflict`, `refused`, `poison`, `lost`, `commit_unknown`, `buried`, `found_committed`. */
+  /** A transaction that did not commit, by consequence: `conflict`, `refused`, `poison`, `slow`, `lost`, `commit_unknown`, `buried`, `found_committed`. */
   disturbed(kind: string, error: unknown): void;
 }
 
@@ -104,13 +106,21 @@ type Settled<Outcome> = readonly Settlement<Outcome | null>[];
 
 type Attempt<Outcome> =
   | { readonly kind: 'committed'; readonly outcomes: Settled<Outcome>; readonly receipts: readonly Receipt[] }
-  | { readonly kind: 'conflict' | 'poison'; readonly error: unknown }
+  | { readonly kind: 'conflict' | 'poison' | 'slow'; readonly error: unknown }
   | { readonly kind: 'refused'; readonly error: unknown; readonly code: ErrorCode }
   | { readonly kind: 'lost'; readonly error: unknown }
   | { readonly kind: 'commit_unknown'; readonly error: unknown; readonly batch: Batch; readonly outcomes: Settled<Outcome> };
 
 /** How often a group that is certain not to be committed is tried again, beside the time that it may wait for the database. */
 const maxRetries = 5;
+
+/**
+ * A group with a statement that took too long is divided into so many parts, and these again, until its neighbours have committed without
+ * what was slow (docs/decisions/0046). Halves would be more rounds, each of which waits for the slow one; single operations, more commits.
+ */
+const slowParts = 8;
+/** The statements of such parts have this share of the usual time; all of them together have that time once more. */
+const slowShare = 0.1;
 
 /** One writer and its queue. `open` makes it ready; afterwards `commit` may be called concurrently without limit. */
 export class GroupCommit<Operation, Outcome> {
@@ -147,7 +157,7 @@ export class GroupCommit<Operation, Outcome> {
   static async open<Operation, Outcome>(options: CommitOptions<Operation, Outcome>): Promise<GroupCommit<Operation, Outcome>> {
     const session = await options.connector.connect();
     try {
-      await prepareSession(session.client);
+      await prepareSession(session.client, options.limits.maxStatementMs);
       return new GroupCommit(options, await startChain(options, session.client), session);
     } catch (error) {
       session.destroy();
@@ -253,9 +263,9 @@ export class GroupCommit<Operation, Outcome> {
     await this.#stop();
   }
 
-  /** Commits a group whatever comes in between. Every member is answered when this returns. */
-  async #commitGroup(group: readonly Waiting<Operation, Outcome>[]): Promise<void> {
-    const { observer } = this.#options;
+  /** Commits a group whatever comes in between. Every member is answered when this returns. `hurryUntil`: a part of one that was slow. */
+  async #commitGroup(group: readonly Waiting<Operation, Outcome>[], hurryUntil: number | null = null): Promise<void> {
+    const { observer, limits } = this.#options;
     for (let retries = 0; ; ) {
       // Members whose callers gave up in the meantime are certain not to be committed, so they leave the group.
       const members = group.filter((waiting) => !waiting.answered);
@@ -264,7 +274,11 @@ export class GroupCommit<Operation, Outcome> {
         for (const waiting of members) fail(waiting, 'store_unavailable');
         return;
       }
-      const attempt = await this.#attempt(members);
+      if (hurryUntil !== null && performance.now() > hurryUntil) {
+        for (const waiting of members) fail(waiting, 'store_unavailable');
+        return;
+      }
+      const attempt = await this.#attempt(members, hurryUntil === null ? null : limits.maxStatementMs * slowShare);
       if (attempt.kind !== 'committed') observer.disturbed(attempt.kind, attempt.error);
       switch (attempt.kind) {
         case 'committed': {
@@ -298,8 +312,19 @@ export class GroupCommit<Operation, Outcome> {
             break;
           }
           const half = members.length >> 1;
-          await this.#commitGroup(members.slice(0, half));
-          await this.#commitGroup(members.slice(half));
+          await this.#commitGroup(members.slice(0, half), hurryUntil);
+          await this.#commitGroup(members.slice(half), hurryUntil);
+          return;
+        }
+        case 'slow': {
+          // Alone, it is refused without an entry: it may be that nothing but a lock of somebody else's is to blame.
+          if (members.length === 1) {
+            fail(members[0]!, 'store_unavailable', attempt.error);
+            return;
+          }
+          const until = hurryUntil ?? performance.now() + limits.maxStatementMs;
+          const size = Math.ceil(members.length / slowParts);
+          for (let from = 0; from < members.length; from += size) await this.#commitGroup(members.slice(from, from + size), until);
           return;
         }
         case 'lost': {
@@ -326,15 +351,15 @@ export class GroupCommit<Operation, Outcome> {
     }
   }
 
-  /** One transaction, one try. Leaves the session clean, or the attempt says that it is lost. */
-  async #attempt(members: readonly Waiting<Operation, Outcome>[]): Promise<Attempt<Outcome>> {
+  /** One transaction, one try. Leaves the session clean, or the attempt says that it is lost. `statementMs`: the time of its statements, where that is not the usual. */
+  async #attempt(members: readonly Waiting<Operation, Outcome>[], statementMs: number | null): Promise<Attempt<Outcome>> {
     const { execute, failureEntry, now } = this.#options;
     const session = this.#session!;
     const tx = session.client;
     const startedAt = now();
     const startedMs = performance.now();
     const made: MadeIn = { at: startedAt, writer: this.#chain.writer, batch: this.#chain.nextNumber };
-    const begun = quiet(tx.query(begin));
+    const begun = quiet(tx.query(statementMs === null ? begin : `${begin}; SET LOCAL statement_timeout = ${Math.ceil(statementMs)}`));
 
     // 5.1 The operations' own rows. Nothing is committed: a crash here leaves nothing behind.
     let outcomes: Settled<Outcome>;
@@ -477,7 +502,7 @@ export class GroupCommit<Operation, Outcome> {
   async #connect(): Promise<void> {
     const session = await this.#options.connector.connect();
     try {
-      await prepareSession(session.client);
+      await prepareSession(session.client, this.#options.limits.maxStatementMs);
     } catch (error) {
       session.destroy();
       throw error;

@@ -36,10 +36,10 @@ export const begin = 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE';
  * small is also right when they are not. `synchronous_commit` and the isolation level are stated because a role or database setting
  * may have changed them: what a statement of ours waited for (a lock, a twin's row, a lost transaction's end) the next one must see.
  */
-export async function prepareSession(client: ClientBase): Promise<void> {
+export async function prepareSession(client: ClientBase, maxStatementMs: number): Promise<void> {
   await client.query(
     `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
-     SET plan_cache_mode = force_generic_plan; SET default_transaction_read_only = on; SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '15s'`,
+     SET plan_cache_mode = force_generic_plan; SET default_transaction_read_only = on; SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET statement_timeout = ${maxStatementMs}; SET idle_in_transaction_session_timeout = '15s'`,
   );
 }
 
@@ -52,7 +52,9 @@ export type DatabaseFailure =
   /** Rolled back for certain; the database takes no writes at present (disk full, read only, no privilege): nobody's fault in the batch. */
   | 'refused'
   /** Rolled back for certain, because of what one of the operations asked for. */
-  | 'poison';
+  | 'poison'
+  /** Rolled back for certain: a statement took too long, or somebody cancelled it. One of the operations may be to blame, or none. */
+  | 'slow';
 
 /** SQLSTATE classes: https://www.postgresql.org/docs/current/errcodes-appendix.html */
 export function classify(error: unknown): DatabaseFailure {
@@ -67,6 +69,8 @@ export function classify(error: unknown): DatabaseFailure {
   if (code === '40003') return 'lost';
   // Data exceptions and constraint violations come from a row; a raised exception (P0001) from a trigger on one.
   if (group === '22' || group === '23' || code === 'P0001') return 'poison';
+  // query_canceled: statement_timeout, or pg_cancel_backend.
+  if (code === '57014') return 'slow';
   // in_failed_sql_transaction: an earlier statement of the pipeline failed, and its error tells the cause.
   return 'refused';
 }

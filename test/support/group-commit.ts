@@ -31,7 +31,9 @@ export type Behaviour =
   | 'asks'
   /** Meets a concurrent writer in its first transaction; or in each. */
   | 'conflicts_once'
-  | 'conflicts';
+  | 'conflicts'
+  /** Has a statement that takes longer than any may. */
+  | 'slow';
 
 export interface TestOperation {
   readonly id: string;
@@ -48,7 +50,7 @@ const keys = generateKeyPairSync('ed25519');
 export const testSigner: NoteSigner = { algorithm: 'ed25519', publicKeySpki: keys.publicKey.export({ format: 'der', type: 'spki' }), sign: async (message) => sign(null, message, keys.privateKey) };
 const testVerifier = parseVkey(encodeVkey(origin, 'ed25519', testSigner.publicKeySpki));
 
-export const limits: CommitLimits = { maxQueue: 1000, maxQueuedWeight: 100_000, maxCalls: 50, maxWeight: 1000, maxWaitMs: 10_000, maxSettleMs: 10_000 };
+export const limits: CommitLimits = { maxQueue: 1000, maxQueuedWeight: 100_000, maxCalls: 50, maxWeight: 1000, maxWaitMs: 10_000, maxSettleMs: 10_000, maxStatementMs: 10_000 };
 
 export function operation(behaviour: Behaviour = 'writes'): TestOperation {
   return { id: randomUUID(), behaviour };
@@ -180,6 +182,7 @@ function executor(): CommitOptions<TestOperation, TestOutcome>['execute'] {
         throw new TransactionConflict('a concurrent writer');
       }
     }
+    if (operations.some((op) => op.behaviour === 'slow')) await tx.query('SELECT pg_sleep(100)');
     const writing = operations.filter((op) => op.behaviour !== 'asks');
     if (writing.length > 0) {
       await tx.query({

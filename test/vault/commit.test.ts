@@ -88,6 +88,23 @@ t.test('a transaction that met a concurrent writer is run again, and not for eve
   await bench.verify(t, 'each once');
 });
 
+t.test('an operation with a statement that takes too long is refused alone, and its neighbours commit', async (t) => {
+  const bench = await Bench.open(t, await workDatabase(t), { limits: { maxStatementMs: 3000 } });
+  const ops = [...operations(20), operation('slow'), ...operations(20)];
+  t.same(await bench.runAll(ops), ops.map((op) => (op.behaviour === 'slow' ? 'store_unavailable' : 'committed')));
+  await bench.verify(t, 'among forty');
+  t.same(await bench.runAll([operation('breaks_row'), operation(), operation('slow')]), ['internal', 'committed', 'store_unavailable'], 'beside a poison one');
+  await bench.verify(t, 'nothing of it stands');
+});
+
+t.test('where every statement takes too long the writer does not ask each operation in turn', async (t) => {
+  const bench = await Bench.open(t, await workDatabase(t), { limits: { maxStatementMs: 500 } });
+  const ops = Array.from({ length: 40 }, () => operation('slow'));
+  t.same(await bench.runAll(ops), ops.map(() => 'store_unavailable'));
+  t.ok(bench.disturbances.length <= 12, `${bench.disturbances.length} transactions: one in the usual time, and in that time again what has a tenth each`);
+  await bench.verify(t, 'nothing stands');
+});
+
 t.test('an audit failure commits nothing, and the log goes on when it can be written again', async (t) => {
   const database = await workDatabase(t);
   const bench = await Bench.open(t, database);
@@ -161,7 +178,7 @@ t.test('a statement that outlives a BEGIN that failed is not committed on its ow
   });
   let bench: Bench | null = null;
   bench = await Bench.open(t, database, { connector });
-  t.equal(await bench.run(operation()), 'store_unavailable');
+  t.equal(await bench.run(operation()), 'store_unavailable', 'alone');
   t.notOk(strike);
   await bench.verify(t, 'nothing of it stands');
   t.equal(await bench.run(operation()), 'committed');

@@ -20,7 +20,7 @@ t.test('a session waits for its commits and writes in transactions only, though 
   const setting = async (name: string): Promise<unknown> => (await client.query<{ setting: string }>('SELECT current_setting($1) AS setting', [name])).rows[0]!.setting;
   t.equal(await setting('synchronous_commit'), 'off', 'so it would be');
 
-  await prepareSession(client);
+  await prepareSession(client, 10_000);
   for (const [name, value] of [['synchronous_commit', 'on'], ['statement_timeout', '10s'], ['idle_in_transaction_session_timeout', '15s']] as const) t.equal(await setting(name), value, name);
   const write = `DELETE FROM idempotency_keys WHERE tenant_id = 1`;
   await t.rejects(client.query(write), { code: '25006' }, 'a statement whose BEGIN failed writes nothing');
@@ -50,7 +50,8 @@ t.test('an error says what became of its transaction: as the server tells it', a
     ["DO $$ BEGIN RAISE EXCEPTION SQLSTATE '53100'; END $$", 'refused'],
     ['BEGIN READ ONLY; CREATE TABLE a (b int)', 'refused'],
     ['SELECT * FROM absent', 'refused'],
-    ["SET statement_timeout = '10ms'; SELECT pg_sleep(5)", 'refused'],
+    ["SET statement_timeout = '10ms'; SELECT pg_sleep(5)", 'slow'],
+    ['SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(5)', 'slow'],
   ] as const) t.equal(classify(await failing(sql)), failure, sql);
 });
 

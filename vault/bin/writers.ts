@@ -32,6 +32,8 @@ export interface WriterContext {
 
 /** Items in one transaction: a batch call of the largest size, and another. */
 const maxWeight = 2000;
+/** Less than after which a query's session is given up. */
+const maxStatementMs = 10_000;
 
 /**
  * Opens a writer called `name` that commits as `role`; it is closed, and its last batch noted, with the stack.
@@ -63,6 +65,7 @@ export async function openWriter<Operation extends TokenizingOperation | Detoken
       maxWeight,
       maxWaitMs: milliseconds(config.database.max_away),
       maxSettleMs: milliseconds(config.database.max_settle),
+      maxStatementMs,
     },
     outbox: config.events.outbox,
     observer: {
