@@ -77,7 +77,7 @@ function entryOfReads({ since, call, policies, checkpoints, tiles, ranges }: Rea
   const { caller, from } = call;
   const merged = mergeRanges(ranges, maxRanges);
   return {
-    action: 'log.read',
+    action: 'log_read',
     at,
     from,
     outcome: 'allowed',
