@@ -33,14 +33,20 @@ export function httpsFiles(options: HttpsLogOptions): LogFiles & { close(): void
       let length = 0;
       answer.on('data', (chunk: Buffer) => {
         length += chunk.length;
-        if (length > maxBytes) call.destroy(new TooLarge());
-        else chunks.push(chunk);
+        if (length <= maxBytes) chunks.push(chunk);
+        else {
+          reject(new TooLarge());
+          call.destroy();
+        }
       });
       answer.on('end', () => resolve({ status: answer.statusCode ?? 0, body: Buffer.concat(chunks) }));
       answer.on('error', reject);
       answer.on('close', () => reject(new Error('cut off')));
     });
-    call.on('timeout', () => call.destroy(Object.assign(new Error('silent'), { code: 'ETIMEDOUT' })));
+    call.on('timeout', () => {
+      reject(Object.assign(new Error('silent'), { code: 'ETIMEDOUT' }));
+      call.destroy();
+    });
     call.on('error', reject);
     call.end();
     return promise;
@@ -63,10 +69,11 @@ export function httpsFiles(options: HttpsLogOptions): LogFiles & { close(): void
           const { code = 'cut off' } = error as NodeJS.ErrnoException;
           // A certificate that is not accepted, on either side, stays so.
           if (!/^(?:E[A-Z]+|cut off)$/u.test(code) || code === 'EPROTO') throw new Error(`${base.origin}: no connection that both sides trust (${code}): are these the vault's authority and an auditor's certificate?`, { cause: error });
-          failure = `cannot be reached (${code})`;
+          // Who does not take a certificate often just hangs up.
+          failure = code === 'ECONNRESET' || code === 'cut off' ? 'hangs up: it may not take this certificate' : `cannot be reached (${code})`;
           if (code === 'ECONNREFUSED' || code === 'ENOTFOUND') attempt = waits.length;
         }
-        if (attempt >= waits.length) throw new Error(failure.startsWith('cannot') ? `${base.origin}: ${failure}` : `${where}: ${failure}`);
+        if (attempt >= waits.length) throw new Error(`${failure.startsWith('the vault') ? where : base.origin}: ${failure}`);
         await sleep(waits[attempt]);
       }
     },

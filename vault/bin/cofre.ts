@@ -1,20 +1,18 @@
-/** The command line: `cofre <command>`. Exit codes: 0 done, 1 failed or refused, 2 not understood. */
+/** The command line: `cofre <command>`. Exit codes: 0 done, 1 failed or refused, 2 not understood. Each command is loaded when it is asked for: an auditor's needs nothing of the vault. */
 import { parseArgs } from 'node:util';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ConfigError, loadConfig } from '../config.ts';
 import { stringify as toYaml } from 'yaml';
 import { configurationReference } from '../config-reference.ts';
-import { initialize } from './init.ts';
 import { explain } from './explain.ts';
-import { serve } from './serve.ts';
-import { runWorkerProcess } from './workers.ts';
 
 const usage = `cofre <command> [options]
 
   serve   run the appliance (npm start does it for you)
   init    make the vault's keys inside the HSM, from one reviewed file
   config  print the configuration in force, or what every key means
+  audit   export, verify and prove the log: cofre audit --help lists how
 
   --home DIR      state of the vault; default COFRE_HOME, else .cofre beside the package
   --config FILE   configuration; default cofre.config.yaml in the home, else the defaults of development
@@ -46,7 +44,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     return command === undefined ? 2 : 0;
   }
   // Not for people: `serve` starts it where the configuration wants several processes.
-  if (command === 'worker') return await runWorkerProcess(env);
+  if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess(env);
+  if (command === 'audit') return await (await import('./audit.ts')).audit(rest, env);
   // Of its own: `cofre toString` is no command either.
   const text = Object.hasOwn(help, command) ? help[command] : undefined;
   if (text === undefined) {
@@ -78,10 +77,12 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
         process.stderr.write('cofre init: --ceremony FILE is needed\n');
         return 2;
       }
+      const { initialize } = await import('./init.ts');
       await initialize({ home, config, file: resolve(values.ceremony), json: values.json === true, print: (line) => process.stdout.write(`${line}\n`) });
     } else if (command === 'config') {
       process.stdout.write(values.reference === true ? configurationReference() : values.json === true ? `${JSON.stringify(config, null, 2)}\n` : toYaml(config));
     } else {
+      const { serve } = await import('./serve.ts');
       await serve({ home, config, env, print: (line) => process.stdout.write(`${line}\n`) });
     }
     return 0;
