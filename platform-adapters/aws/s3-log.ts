@@ -27,8 +27,8 @@ export function s3Files(address: string, env: NodeJS.ProcessEnv): WritableLogFil
 
   const failed = (key: string, what: string, error: unknown): Error => {
     const status = error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;
-    const { code, name } = (error ?? {}) as { code?: unknown; name?: unknown };
-    return new Error(`s3://${bucket}/${key}: cannot be ${what} (${[typeof code === 'string' ? code : name, status].filter((part) => part !== undefined).join(', ')})`, { cause: error });
+    const { code, name = 'unknown' } = (error ?? {}) as { code?: unknown; name?: string };
+    return new Error(`s3://${bucket}/${key}: cannot be ${what} (${typeof code === 'string' ? code : name}${status === undefined ? '' : `, ${status}`})`, { cause: error });
   };
 
   async function put(path: string, bytes: Uint8Array, condition: { readonly IfNoneMatch?: '*' }): Promise<boolean> {

@@ -1,6 +1,6 @@
 /** The verification of whole logs: what is in order is clean in every size and shape, and what is not is named. */
 import { createHash, generateKeyPairSync } from 'node:crypto';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import t from 'tap';
 import { signCheckpoint } from '../../audit/checkpoint.ts';
 import { decodeBundle, encodeBundle, encodeEntry } from '../../audit/entry.ts';

@@ -35,7 +35,7 @@ t.test('help is on standard output with exit code 0, also by npx', async (t) => 
   const usage = await cofre(['--help']);
   t.match(usage, { code: 0, err: '' });
   t.match(usage.out, /^cofre <command> \[options\]\n/u);
-  for (const command of ['serve', 'init', 'config']) t.match(usage.out, new RegExp(`^ {2}${command} +\\S`, 'mu'), command);
+  for (const command of ['serve', 'init', 'config', 'audit']) t.match(usage.out, new RegExp(`^ {2}${command} +\\S`, 'mu'), command);
   for (const args of [['-h'], ['help']]) t.same(await cofre(args), usage, args.join(' '));
   // In the package's own folder npx finds the command without a network. What npm itself says on standard error is not ours.
   for (const flag of ['-h', '--help']) t.match(await run('npx', ['cofre', flag], { npm_config_yes: 'false', npm_config_offline: 'true' }), { code: 0, out: usage.out }, `npx cofre ${flag}`);

@@ -336,7 +336,7 @@ function readCheckpointFile(file: string): string {
   }
   if (!text.startsWith('{')) return text;
   // What a crash left behind has no end; what lies before it counts.
-  for (const line of text.split('\n').slice(0, -1).reverse()) {
+  for (const line of text.split('\n').slice(0, -1).toReversed()) {
     try {
       const { note } = JSON.parse(line) as { note?: unknown };
       if (typeof note === 'string') return note;
