@@ -68,18 +68,15 @@ export interface SearchableFrom {
   readonly time: string | null;
 }
 
-/** From where on a log is in the database: what stood before was taken out of it (`retention.ts`), whole batches from its beginning on. */
+/** From where on a log is in the database: what stood before was taken out of it (`retention.ts`). */
 export async function searchableFrom(client: Queryable, logId: number): Promise<SearchableFrom> {
-  const { rows } = await client.query<{ first_index: string | null; formed_at: Date | null; size: string }>({
+  const { rows } = await client.query<{ entries_from: string | null; formed_at: Date | null }>({
     name: 'log-searchable-from',
-    text: `SELECT p.first_index, p.formed_at, l.size FROM logs l
-           LEFT JOIN LATERAL (SELECT first_index, formed_at FROM log_batches WHERE log_id = l.log_id ORDER BY first_index LIMIT 1) p ON true
-           WHERE l.log_id = $1::int`,
+    text: `SELECT x.entries_from, (SELECT formed_at FROM log_batches WHERE log_id = l.log_id AND first_index >= coalesce(x.entries_from, 0) ORDER BY first_index LIMIT 1) AS formed_at
+           FROM logs l LEFT JOIN log_pruned x USING (log_id) WHERE l.log_id = $1::int`,
     values: [logId],
   });
-  const index = Number(rows[0]?.first_index ?? rows[0]?.size ?? 0);
-  // The charter before the first batch is always there.
-  return { index: index === 1 ? 0 : index, time: rows[0]?.formed_at?.toISOString() ?? null };
+  return { index: Number(rows[0]?.entries_from ?? 0), time: rows[0]?.formed_at?.toISOString() ?? null };
 }
 
 export interface LogQuery extends Readonly<Partial<Record<FacetName, string>>> {

@@ -24,22 +24,19 @@ export function postgresRetentionStore(pool: Pool, steps: RetentionSteps = bound
     },
     source: (logId) => databaseLog(pool, logId),
     async begin(logId) {
-      const { rows } = await pool.query<{ tile: string | null; size: string; since: Date | null }>(
-        `SELECT (SELECT min(tile) FROM log_tiles WHERE log_id = l.log_id AND level = 0) AS tile, l.size,
-                (SELECT formed_at FROM log_batches WHERE log_id = l.log_id ORDER BY first_index LIMIT 1) AS since
-         FROM logs l WHERE l.log_id = $1::int`,
+      const { rows } = await pool.query<{ tiles_from: string | null; since: Date | null }>(
+        `SELECT x.tiles_from, (SELECT formed_at FROM log_batches WHERE log_id = l.log_id AND first_index >= coalesce(x.entries_from, 0) ORDER BY first_index LIMIT 1) AS since
+         FROM logs l LEFT JOIN log_pruned x USING (log_id) WHERE l.log_id = $1::int`,
         [logId],
       );
-      const [row] = rows;
-      if (row === undefined) throw new Error('a log is gone');
-      return { index: row.tile === null ? Number(row.size) : Number(row.tile) * tileWidth, since: row.since };
+      return { index: Number(rows[0]?.tiles_from ?? 0) * tileWidth, since: rows[0]?.since ?? null };
     },
     async prunable(logId, before) {
       const { rows } = await pool.query<{ younger: string; waited_for: string; signed: string }>(
-        `SELECT coalesce((SELECT first_index FROM log_batches WHERE log_id = l.log_id AND formed_at >= $2::timestamptz ORDER BY first_index LIMIT 1), l.size) AS younger,
+        `SELECT coalesce((SELECT first_index FROM log_batches WHERE log_id = l.log_id AND first_index >= coalesce(x.entries_from, 0) AND formed_at >= $2::timestamptz ORDER BY first_index LIMIT 1), l.size) AS younger,
                 coalesce((SELECT min(p.first_index) FROM outbox o JOIN log_batches p USING (writer, number) WHERE p.log_id = l.log_id), l.size) AS waited_for,
                 coalesce((SELECT max(size) FROM log_checkpoints WHERE log_id = l.log_id), 0) AS signed
-         FROM logs l WHERE l.log_id = $1::int`,
+         FROM logs l LEFT JOIN log_pruned x USING (log_id) WHERE l.log_id = $1::int`,
         [logId, before],
       );
       const [row] = rows;

@@ -4,7 +4,7 @@
  * is ever removed from the archive by us, and once a day some of what it must hold is read back.
  *
  * An entry `log.pruned` is committed before anything is deleted. Dies after it: the range is still there, in whole or in part, and the next run does all of
- * this again for it. The lowest tile goes last, and so tells how far it came.
+ * this again for it. Tiles go last, and how far they went is where the next run begins.
  */
 import { randomInt } from 'node:crypto';
 import { openCheckpoint } from './checkpoint.ts';
@@ -28,17 +28,17 @@ export interface RetentionStore {
   /** Oldest first. */
   logs(): Promise<RetainedLog[]>;
   source(logId: number): LogSource;
-  /** The first leaf whose tile is there, a multiple of 256, and when the lowest batch was formed. */
+  /** Up to where everything was done, a multiple of 256, and when the first batch that was not taken out was formed. */
   begin(logId: number): Promise<{ readonly index: number; readonly since: Date | null }>;
   /** Up to where entries may go, a multiple of 256: all below were formed before `before` and are under a checkpoint, and nobody waits for their events. `held`: that is so for younger ones. */
   prunable(logId: number, before: Date): Promise<{ readonly index: number; readonly held: boolean }>;
   /** Leaves under the newest checkpoint that was signed before `before`; 0 if none was. */
   sizeAt(logId: number, before: Date): Promise<number>;
-  /** Deletes the lowest batches that end below `boundary`, with their places; how many, 0 once all are gone. */
+  /** Deletes the lowest batches that end below `boundary`, with their places, but for the last of a chain that more may come of; how many it went through, 0 once all are gone. */
   pruneBatches(logId: number, boundary: number): Promise<number>;
   /** Deletes what the entries that are gone were found by, in a part of the tables; where the next part begins, null after the last. */
   pruneSearch(logId: number, part: number): Promise<number | null>;
-  /** Deletes the lowest tiles of leaf hashes below `boundary`; how many. */
+  /** Deletes the lowest tiles of leaf hashes below `boundary`; how many it went through. */
   pruneTiles(logId: number, boundary: number): Promise<number>;
   /** Deletes checkpoints signed before `before`, but for the largest of each hour; how many, 0 once all are gone. */
   thinCheckpoints(before: Date): Promise<number>;

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Pool } from 'pg';
 import t, { type Test } from 'tap';
+import { encodeBatchLeaf } from '../../audit/batch-leaf.ts';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { directoryFiles } from '../../audit/directory-log.ts';
 import { decodeBundle } from '../../audit/entry.ts';
@@ -54,16 +55,22 @@ const pruned = ['batches', 'log_batches', 'log_tiles', 'log_tokens', 'log_facets
 for (const table of pruned) await owner.query(`CREATE TABLE snapshot.${table} AS TABLE ${table}`);
 async function restore(): Promise<void> {
   for (const table of pruned) await owner.query(`INSERT INTO ${table} SELECT * FROM snapshot.${table} ON CONFLICT DO NOTHING`);
+  await owner.query('DELETE FROM log_pruned');
 }
 const expected = [await boundary(monthsAgo(4)), await boundary(monthsAgo(3))] as const;
+
+/** Where the first batch begins that was not taken out: those of chains that never went on stay. */
+async function lowestBatch(): Promise<number> {
+  const { rows } = await owner.query<{ first: string }>('SELECT min(first_index) AS first FROM log_batches p WHERE first_index >= coalesce((SELECT entries_from FROM log_pruned), 0)');
+  return Number(rows[0]!.first);
+}
 
 /** All that must hold at any time, whatever was interrupted: the archive is whole, and so is what the database has from its lowest batch on. */
 async function assertWhole(t: Test, message: string): Promise<void> {
   const { checkpoint } = await recompute(archive.of(1));
   const note = (await kept.source().checkpoint())!;
   const signed = openCheckpoint(note, [keptVerifier])!;
-  const { rows } = await owner.query<{ first: string | null }>('SELECT min(first_index) AS first FROM log_batches');
-  const lowest = Number(rows[0]!.first);
+  const lowest = await lowestBatch();
   const faults: string[] = [];
   if (lowest > 1 && lowest > checkpoint.size) faults.push('entries are neither in the database nor in the archive');
   const source = kept.source();
@@ -112,7 +119,7 @@ await t.test('a role that asks by itself is refused what is younger than three m
       [`SELECT prune_log_tiles(1, ${expected[0]}, 1)`, /taken out/u],
       [`SELECT prune_log_tiles(1, ${top + 256}, 1)`, /taken out/u],
     ] as const) await t.rejects(client.query(statement), { code: 'P0001', message }, statement);
-    for (const statement of ['DELETE FROM batches', 'DELETE FROM log_batches', 'DELETE FROM log_tiles', 'DELETE FROM log_tokens', 'DELETE FROM log_facets', 'SELECT events FROM outbox', 'DELETE FROM logs', 'DELETE FROM log_chains']) await t.rejects(client.query(statement), { code: '42501' }, statement);
+    for (const statement of ['DELETE FROM batches', 'DELETE FROM log_batches', 'DELETE FROM log_tiles', 'DELETE FROM log_tokens', 'DELETE FROM log_facets', 'SELECT events FROM outbox', 'DELETE FROM logs', 'DELETE FROM log_chains', 'UPDATE log_pruned SET entries_from = 0', 'INSERT INTO log_pruned VALUES (1, 5000, 0)']) await t.rejects(client.query(statement), { code: '42501' }, statement);
     await client.query('SELECT prune_log_search(1, 0, 1000000)');
   });
   // The sequencing role says when a batch was formed in rows of its own: the batch's own time counts as well.
@@ -209,9 +216,9 @@ await t.test('a death at any step of pruning: all is whole, and the next run end
       await run();
       failing = at;
       t.equal((await store.begin(1)).index, expected[1]);
-      t.equal(await rowsOf(`log_batches WHERE first_index + entry_count < ${expected[1]}`), 0);
-      t.equal(await rowsOf(`log_tiles WHERE level = 0 AND tile < ${expected[1] / 256}`), 0);
-      const lowest = Number((await owner.query<{ n: string }>('SELECT min(first_index) AS n FROM log_batches')).rows[0]!.n);
+      t.equal(await rowsOf(`log_batches WHERE first_index + entry_count < ${expected[1]}`), 1, 'the silent writer\'s');
+      t.equal(await rowsOf(`log_tiles t WHERE level = 0 AND tile < ${expected[1] / 256} AND NOT EXISTS (SELECT 1 FROM log_batches p WHERE p.first_index / 256 = t.tile)`), 0);
+      const lowest = await lowestBatch();
       t.equal(await rowsOf(`log_tokens WHERE entry < ${lowest}`), 0);
       t.equal(await rowsOf(`log_facets WHERE block < ${Math.floor(lowest / 256)}`), 0);
       t.equal(await rowsOf('batches b WHERE NOT EXISTS (SELECT 1 FROM log_batches p WHERE (p.writer, p.number) = (b.writer, b.number)) AND formed_at < $$' + monthsAgo(3).toISOString() + '$$'), 0, 'no batch without its place');
@@ -304,6 +311,14 @@ await t.test('from the pruned database: every later entry is proven, the log goe
     if (old.size >= from && old.size < signed.size) t.ok(verifyConsistency(old.size, signed.size, old.root, signed.root, await consistencyProof(old.size, signed.size, reader)), `${old.size}`);
   }
 
+  // A writer that has been silent for months, and has no successor: by its last batch it is known where its chain goes on.
+  const { rows: silent } = await owner.query<{ writer: string; next: string; first: string }>('SELECT c.writer, c.next, p.first_index AS first FROM log_chains c JOIN log_batches p ON (p.writer, p.number) = (c.writer, c.next - 1) WHERE p.first_index < $1', [from - 600]);
+  t.equal(silent.length, 1);
+  const last = (await kept.store.batch(BigInt(silent[0]!.writer), BigInt(silent[0]!.next) - 1n))!;
+  const { rows: certified } = await owner.query<{ certificate: string }>('SELECT certificate FROM writers WHERE writer = $1', [silent[0]!.writer]);
+  const place = Number(silent[0]!.first);
+  t.ok(verifyInclusion(leafHash(encodeBatchLeaf(last, last.number === 0n ? certified[0]!.certificate : null)), place, signed.size, signed.root, await inclusionProof(place, signed.size, reader)));
+
   // A new process: its watch finds its batch, and whoever was stopped for months is not called cut off.
   const watch = new LogWatch(postgresLogView(kept.pool), testSigner, [kept.tokenizing]);
   await watch.check();
@@ -312,15 +327,16 @@ await t.test('from the pruned database: every later entry is proven, the log goe
   await using stack = new AsyncDisposableStack();
   const served = serveLog(stack, kept.database.connect('admin'), testSigner);
   for (let index = 0; index < from / 256; index += 1) {
-    t.equal(await served.resource(tilePath({ level: 0, index, width: 256 })), null);
+    if ((await rowsOf(`log_batches WHERE first_index / 256 = ${index}`)) === 0) t.equal(await served.resource(tilePath({ level: 0, index, width: 256 })), null);
     if ((index + 1) * 256 <= from - 600) t.equal(await served.resource(bundlePath({ index, width: 256 })), null);
   }
   t.ok((await served.resource(bundlePath({ index: from / 256, width: 256 })))!.bytes.length > 0);
   t.ok((await served.resource(tilePath({ level: 1, index: 0, width: Math.floor(signed.size / 256) })))!.bytes.length > 0);
 
   // Search says from where on it sees anything, and does not stumble over what is gone.
-  const { rows } = await owner.query<{ first: string; at: Date }>('SELECT first_index AS first, formed_at AS at FROM log_batches ORDER BY first_index LIMIT 1');
-  const searchable_from = { index: Number(rows[0]!.first), time: rows[0]!.at.toISOString() };
+  const lowest = await lowestBatch();
+  const { rows } = await owner.query<{ at: Date }>('SELECT formed_at AS at FROM log_batches WHERE first_index = $1', [lowest]);
+  const searchable_from = { index: lowest, time: rows[0]!.at.toISOString() };
   t.match(await served.search({ token: 'tok_3', limit: 10 }), { items: [], next: null, searchable_from });
   t.match(await served.search({ token: 'tok_2500', limit: 10 }), { items: [{ entry: { request: 'r-2500' } }], searchable_from });
   let found = 0;

@@ -65,7 +65,7 @@ export class KeptLog {
     pool.on('error', () => undefined);
     t.teardown(() => pool.end());
     const kept = new KeptLog(t, database, pool, time);
-    await kept.openWriters();
+    kept.#writers = [await kept.openWriter('tokenize'), await kept.openWriter('sequencer')];
     return kept;
   }
 
@@ -73,6 +73,8 @@ export class KeptLog {
   static async of(t: Test, months: number, entriesAMonth: number): Promise<KeptLog> {
     const now = new Date();
     const kept = await KeptLog.open(t, new Date(monthsAgo(months, now).getTime() + 9.5 * 86_400_000));
+    // One that starts, and is not heard of any more.
+    await kept.openWriter('detokenize');
     const perVisit = Math.ceil(entriesAMonth / 15);
     while (kept.time < now) {
       await kept.commit(perVisit);
@@ -89,26 +91,23 @@ export class KeptLog {
     return new Sequencer({ store: options.store ?? this.store, signer: testSigner, name: origin, witnesses: [options.witness ?? this.witness], alert: async (kind, detail) => void this.#t.fail(`${kind} ${JSON.stringify(detail)}`), now: () => this.time });
   }
 
-  /** Writers of two roles, whose batches alternate. */
-  async openWriters(outbox = false): Promise<void> {
-    for (const role of ['tokenize', 'sequencer'] as const) {
-      const writer = await GroupCommit.open<EntryOperation, EntryOutcome>({
-        role,
-        origin,
-        connector: createWriterConnector(this.database.connect(role), { connectTimeoutMs: 5000, queryTimeoutMs: 15_000 }),
-        signer: testSigner,
-        execute: executeEntries,
-        failureEntry: (op) => op.entry,
-        limits: { ...limits, maxCalls: 512 },
-        outbox,
-        observer: { queued: () => undefined, waited: () => undefined, committed: () => undefined, disturbed: () => undefined },
-        now: () => this.time,
-        startDetail: { name: role },
-        onHead: () => undefined,
-      });
-      this.#writers.push(writer);
-      this.#t.teardown(() => writer.close(2000));
-    }
+  async openWriter(role: 'tokenize' | 'detokenize' | 'sequencer'): Promise<GroupCommit<EntryOperation, EntryOutcome>> {
+    const writer = await GroupCommit.open<EntryOperation, EntryOutcome>({
+      role,
+      origin,
+      connector: createWriterConnector(this.database.connect(role), { connectTimeoutMs: 5000, queryTimeoutMs: 15_000 }),
+      signer: testSigner,
+      execute: executeEntries,
+      failureEntry: (op) => op.entry,
+      limits: { ...limits, maxCalls: 512 },
+      outbox: false,
+      observer: { queued: () => undefined, waited: () => undefined, committed: () => undefined, disturbed: () => undefined },
+      now: () => this.time,
+      startDetail: { name: role },
+      onHead: () => undefined,
+    });
+    this.#t.teardown(() => writer.close(2000));
+    return writer;
   }
 
   async record(entry: Entry): Promise<void> {

@@ -37,7 +37,7 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
   batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
-  outbox: { tokenize: { insert: 'all' }, detokenize: { insert: 'all' }, admin: { insert: 'all' }, relay: { select: 'all', delete: true } },
+  outbox: { tokenize: { insert: 'all' }, detokenize: { insert: 'all' }, admin: { insert: 'all' }, relay: { select: 'all', delete: true }, sequencer: { select: ['writer', 'number'] } },
   // The tree is read by whoever writes to the log, to see that its batches stand in it, and written by the sequencer only.
   logs: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['size', 'root'] } },
   log_chains: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['next', 'previous', 'formed_at', 'state', 'reason'] } },
@@ -46,6 +46,7 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   log_checkpoints: { ...readByWriters, sequencer: { select: 'all', insert: 'all', delete: true } },
   log_tokens: { sequencer: { select: 'all', insert: 'all' }, admin: { select: 'all' } },
   log_facets: { sequencer: { select: 'all', insert: 'all' }, admin: { select: 'all' } },
+  log_pruned: { sequencer: { select: 'all' }, admin: { select: 'all' } },
   // Read by every process, to refuse a schema that it does not know.
   schema_migrations: Object.fromEntries(PROCESS_ROLES.map((role) => [role, { select: 'all' }])),
 };
@@ -91,6 +92,20 @@ await t.test('each role has on each column of each table exactly the rights of t
   t.ok(looked > 500, `${looked} questions`);
 });
 
+/** Functions that run with the owner's rights, and who may call them. */
+const lent: Readonly<Record<string, readonly ProcessRole[]>> = { prune_log_batches: ['sequencer'], prune_log_search: ['sequencer'], prune_log_tiles: ['sequencer'] };
+
+await t.test('the owner\'s rights are lent by the functions that are named here, to the roles that are named', async (t) => {
+  const { rows } = await asOwner((client) => client.query<{ name: string; lends: boolean; path: string | null; may: string[] }>(
+    `SELECT p.proname::text AS name, p.prosecdef AS lends, p.proconfig::text AS path,
+            array(SELECT r.role FROM unnest($1::text[], $2::text[]) AS r(role, login) WHERE has_function_privilege(r.login, p.oid, 'EXECUTE')) AS may
+     FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef ORDER BY 1`,
+    [PROCESS_ROLES, PROCESS_ROLES.map((role) => roleName(database.database, role))],
+  ));
+  t.same(Object.fromEntries(rows.map(({ name, may }) => [name, may])), lent);
+  for (const { name, path } of rows) t.equal(path, '{"search_path=public, pg_temp"}', `${name} looks nowhere else`);
+});
+
 /** Statements that no process of the role may run: what a stolen host would try first. */
 const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
   tokenize: [
@@ -131,7 +146,7 @@ const forbidden: Readonly<Record<ProcessRole, readonly string[]>> = {
     'SET session_replication_role = replica',
   ],
   detokenize: ['INSERT INTO cards SELECT * FROM cards', "UPDATE cards SET status = 0", 'DELETE FROM cards', "UPDATE tokens SET status = 0", 'INSERT INTO tokens SELECT * FROM tokens', 'SELECT * FROM idempotency_keys', 'SELECT * FROM guessed_groups', 'UPDATE key_registry SET state = state', 'CREATE TABLE mine (n int)', 'SET session_replication_role = replica'],
-  sequencer: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'UPDATE logs SET origin = origin', 'UPDATE logs SET first_leaf = first_leaf', 'DELETE FROM logs', 'DELETE FROM log_chains', 'DELETE FROM log_batches', 'UPDATE log_batches SET number = number', 'DELETE FROM log_tiles', 'UPDATE log_checkpoints SET note = note', 'CREATE TABLE mine (n int)'],
+  sequencer: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'UPDATE logs SET origin = origin', 'UPDATE logs SET first_leaf = first_leaf', 'DELETE FROM logs', 'DELETE FROM log_chains', 'DELETE FROM log_batches', 'UPDATE log_batches SET number = number', 'DELETE FROM log_tiles', 'SELECT events FROM outbox', 'UPDATE log_pruned SET entries_from = 0', 'UPDATE log_checkpoints SET note = note', 'CREATE TABLE mine (n int)'],
   relay: ['SELECT 1 FROM cards', 'SELECT token FROM tokens', 'SELECT * FROM key_registry', 'SELECT * FROM batches', 'SELECT * FROM idempotency_keys', 'CREATE TABLE mine (n int)'],
   admin: ['SELECT fingerprint FROM cards', 'SELECT sealed_pan FROM cards', 'SELECT * FROM cards', 'SELECT card_token FROM tokens', 'UPDATE logs SET size = size', 'DELETE FROM log_checkpoints', 'INSERT INTO log_batches SELECT * FROM log_batches', 'SELECT * FROM quota_usage', 'DELETE FROM guessed_groups', 'UPDATE quota_usage SET used = 0', "UPDATE tenants SET name = ''", 'DELETE FROM key_registry', 'CREATE TABLE mine (n int)'],
 };
