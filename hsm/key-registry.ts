@@ -1,6 +1,7 @@
 // The registry of data and fingerprint keys: its rows, what their MAC and their encryption cover, and the store that keeps them.
 import { timingSafeEqual } from 'node:crypto';
 import { HsmError } from './errors.ts';
+import type { HsmLog } from './session-pool.ts';
 
 export type KeyKind = 'data' | 'fingerprint';
 /** `active` keys are in use or readable; a `retired` one only opens what it sealed; a `destroyed` one has lost its material. */
@@ -36,7 +37,10 @@ export interface KeyRow {
 export interface KeyStore {
   /** A key id that was never handed out before and never will be again. Gaps are fine. */
   reserveKeyId(): Promise<number>;
-  /** Inserts the row with no seals leased. False, and no change, where that (kind, domain, version) exists. */
+  /**
+   * Inserts the row with no seals leased. False, and no change, where that (kind, domain, version) exists: a call for the same row again, or for another, waits for one that is still under way. So once
+   * it was answered, a call for that version whose answer was lost cannot do its work any more.
+   */
   insertKey(row: KeyRow): Promise<boolean>;
   /** The row of the highest version of that kind and domain, whatever its state, or null where there is none. */
   latestKey(kind: KeyKind, domain: string): Promise<KeyRow | null>;
@@ -121,6 +125,12 @@ export interface ControlKey {
   mac(message: Uint8Array): Promise<Buffer>;
 }
 
+/** A row whose insert got no answer: it may be there, or may come to be there yet. */
+interface Unsettled {
+  readonly row: KeyRow;
+  readonly unmake: (material: Buffer) => Promise<void>;
+}
+
 /**
  * Reads and writes registry rows, and lets none pass whose MAC is not the control key's. A process that has seen a row in one version refuses an earlier one;
  * that no row was put back across restarts is for the log to show, which holds each row's latest version.
@@ -129,12 +139,16 @@ export class KeyRegistry {
   readonly #store: KeyStore;
   readonly #control: ControlKey;
   readonly #now: () => Date;
+  readonly #log: HsmLog | null;
   readonly #seenVersions = new Map<number, number>();
+  /** By kind and domain. A key is made there only once it is known what became of the last one. */
+  readonly #unsettled = new Map<string, Unsettled>();
 
-  constructor(store: KeyStore, control: ControlKey, now: () => Date) {
+  constructor(store: KeyStore, control: ControlKey, now: () => Date, log: HsmLog | null = null) {
     this.#store = store;
     this.#control = control;
     this.#now = now;
+    this.#log = log;
   }
 
   /** The verified row of the highest version, or null. Throws HsmError `corrupt` for an edited row. */
@@ -154,17 +168,61 @@ export class KeyRegistry {
   }
 
   /**
-   * Makes the key of that version unless it exists by now; read the latest row afterwards, it may be another process's. `make` gives the material for a key id;
-   * `unmake` takes it back where another process was first. A crash in between leaves at most material that no row names.
+   * Makes the key of that version unless it exists by now; read the latest row afterwards, it may be another process's. `make` gives the material for a key id, and leaves nothing where it throws;
+   * `unmake` takes material back, and is called only where it is certain that no row names it, nor ever will.
+   *
+   * An insert without an answer is settled before another key of that kind and domain is made: the same row is inserted again, at once and, where that fails too, at the next call or by `settle`. Only that tells: a row that is not there
+   * may still be committed. A crash, or an end of the process before that, leaves at most one key that no row may name; for an object of the HSM the log has the event `key_object_unsettled`.
    */
   async create(kind: KeyKind, domain: string, version: number, make: (keyId: number) => Promise<Buffer>, unmake: (material: Buffer) => Promise<void>): Promise<boolean> {
+    const name = `${kind} ${domain}`;
+    if (this.#unsettled.has(name)) return this.#settleOf(name);
     const keyId = await this.#store.reserveKeyId();
     if (!Number.isInteger(keyId) || keyId < 1 || keyId > MAX_KEY_ID) throw new HsmError('exhausted', 'the key registry has no key ids left');
     const material = await make(keyId);
-    const row: Omit<KeyRow, 'mac'> = { keyId, kind, domain, version, state: 'active', material, createdAt: this.#now(), rowVersion: 1 };
-    const inserted = await this.#store.insertKey({ ...row, mac: await this.#control.mac(macInput(row)) });
+    const fields: Omit<KeyRow, 'mac'> = { keyId, kind, domain, version, state: 'active', material, createdAt: this.#now(), rowVersion: 1 };
+    let mac: Buffer;
+    try {
+      mac = await this.#control.mac(macInput(fields));
+    } catch (error) {
+      await unmake(material);
+      throw error;
+    }
+    const unsettled: Unsettled = { row: { ...fields, mac }, unmake };
+    let inserted: boolean;
+    try {
+      inserted = await this.#store.insertKey(unsettled.row);
+    } catch (error) {
+      try {
+        return await this.#settle(unsettled);
+      } catch {
+        this.#unsettled.set(name, unsettled);
+        if (decodeMaterial(material).form === 'label') this.#log?.warn('key_object_unsettled', { kind, version });
+        throw error;
+      }
+    }
     if (!inserted) await unmake(material);
     return inserted;
+  }
+
+  /** Settles what `create` could not. Throws what the store throws; the rest waits for the next call. */
+  async settle(): Promise<void> {
+    for (const name of this.#unsettled.keys()) await this.#settleOf(name);
+  }
+
+  async #settleOf(name: string): Promise<boolean> {
+    const inserted = await this.#settle(this.#unsettled.get(name)!);
+    this.#unsettled.delete(name);
+    return inserted;
+  }
+
+  /** Whether the row is in the registry, now and for good; where it is not, its material is taken back. Throws what the store throws: nothing is known then. */
+  async #settle({ row, unmake }: Unsettled): Promise<boolean> {
+    if (await this.#store.insertKey(row)) return true;
+    // Its version is taken, by itself or by another. It cannot come any more.
+    if ((await this.#store.keyById(row.keyId)) !== null) return true;
+    await unmake(row.material);
+    return false;
   }
 
   async #verified(row: KeyRow): Promise<KeyRow> {

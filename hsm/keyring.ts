@@ -10,7 +10,7 @@ import { directFingerprint, envelopeFingerprint, ROW_MAC_LABEL } from './fingerp
 import type { Fingerprint } from './fingerprint.ts';
 import { decodeMaterial, encodeEncrypted, encodeLabel, keyAad, KeyRegistry } from './key-registry.ts';
 import type { ControlKey, KeyKind, KeyRow, KeyStore } from './key-registry.ts';
-import { CKO, decryptGcm, encryptGcm, findOne, generateAesKey, generateHmacKey, generateRandom, hmacSha256, loadPkcs11 } from './pkcs11.ts';
+import { CKO, decryptGcm, encryptGcm, findAll, generateAesKey, generateHmacKey, generateRandom, hmacSha256, loadPkcs11 } from './pkcs11.ts';
 import type { Pkcs11Module } from './pkcs11.ts';
 import { SessionPool } from './session-pool.ts';
 import type { HsmHealth, HsmLog, Pin } from './session-pool.ts';
@@ -127,7 +127,7 @@ export async function openKeyring(options: KeyringOptions): Promise<Keyring> {
   };
 
   try {
-    const registry = new KeyRegistry(options.store, { mac: macWith }, options.now);
+    const registry = new KeyRegistry(options.store, { mac: macWith }, options.now, log);
     const deps: DomainDeps = { pool, registry, store: options.store, limits: options.limits ?? productionSealLimits, now: options.now, gate, log, seals: uses.has('seal') };
     const openDomain = options.custody === 'envelope' ? openEnvelopeDomain : openDirectDomain;
     const domains = new Map<string, Domain>();
@@ -143,9 +143,9 @@ export async function openKeyring(options: KeyringOptions): Promise<Keyring> {
 
     const upkeep = async (): Promise<void> => {
       let first: unknown = null;
-      for (const domain of domains.values()) {
+      for (const part of [() => registry.settle(), ...Array.from(domains.values(), (domain) => () => domain.upkeep())]) {
         try {
-          await domain.upkeep();
+          await part();
         } catch (error) {
           log?.warn('key_upkeep_failed', { kind: error instanceof HsmError ? error.kind : 'store' });
           first ??= error;
@@ -219,7 +219,10 @@ interface Domain {
   upkeep(): Promise<void>;
 }
 
-/** Makes the material of a new key, takes it back, and loads one: what the two custodies do differently for either kind of key. */
+/**
+ * Makes the material of a new key, takes it back, and loads one: what the two custodies do differently for either kind of key. A `make` that throws has left nothing, and `unmake` does not throw: what could not be
+ * taken back is told to the log.
+ */
 interface KeyCustody<Key> {
   make(kind: KeyKind, keyId: number, version: number): Promise<Buffer>;
   unmake(material: Buffer): Promise<void>;
@@ -273,17 +276,31 @@ async function openEnvelopeDomain(deps: DomainDeps, domain: string): Promise<Dom
 
 async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domain> {
   const { pool } = deps;
+  /** Of an object that no row names. A second try finds nothing left to do. */
+  const destroy = async (label: string): Promise<void> => {
+    try {
+      await pool.run(async (session) => {
+        for (const object of findAll(session, CKO.SECRET_KEY, label)) session.module.C_DestroyObject(session.handle, object);
+      });
+    } catch {
+      // Nothing uses it, but it takes one of the places that the HSM has for keys.
+      deps.log?.warn('key_object_left', { kind: label.startsWith('cofre/data/') ? 'data' : 'fingerprint' });
+    }
+  };
   const custody: KeyCustody<HsmDataKey> = {
     async make(kind, keyId, version) {
       // Two processes that make a key at once never make two objects of one label.
       const label = labels[kind](domain, version, keyId) + randomBytes(8).toString('hex');
-      await pool.run(async (session) => (kind === 'data' ? generateAesKey(session, label) : generateHmacKey(session, label)), { once: true });
+      try {
+        await pool.run(async (session) => (kind === 'data' ? generateAesKey(session, label) : generateHmacKey(session, label)), { once: true });
+      } catch (error) {
+        // The call may have made it all the same.
+        await destroy(label);
+        throw error;
+      }
       return encodeLabel(label);
     },
-    async unmake(material) {
-      const { label } = labelOf(material);
-      await pool.run(async (session) => session.module.C_DestroyObject(session.handle, findOne(session, CKO.SECRET_KEY, label)), { once: true });
-    },
+    unmake: (material) => destroy(labelOf(material).label),
     async load(row) {
       const { label } = labelOf(row.material);
       // The row's MAC covers the label; that it is the one for this row keeps two rows from naming one object.

@@ -1,7 +1,7 @@
 import { createPublicKey, randomBytes } from 'node:crypto';
 import { inspect } from 'node:util';
 import * as fc from 'fast-check';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { keyIdOf } from '../../hsm/card-cipher.ts';
 import { HsmError } from '../../hsm/errors.ts';
 import { macInput } from '../../hsm/key-registry.ts';
@@ -325,6 +325,8 @@ for (const kind of kinds) {
           await t.test(`a store whose ${call} ${persist ? 'is done but not answered' : 'fails'} leaves nothing behind that the next start trips over`, async (t) => {
             const store = memoryStore(t);
             store.failNext(call, persist);
+            // It is tried again at once, to learn what became of it.
+            if (call === 'insertKey') store.failNext(call);
             await t.rejects(keyringOf(t, hsm, { custody, store }), storeFailure);
             const keyring = await keyringOf(t, hsm, { custody, store });
             const sealed = await keyring.forTenant('globex').cipher.seal('pan', digits, binding('globex'));
@@ -376,6 +378,87 @@ for (const kind of kinds) {
     });
   }
 }
+
+t.test('in direct custody no object stays in the HSM that certainly no row names, and none goes that a row may name', async (t) => {
+  const eager = { recoveryPauseMs: 0, probeMs: 3_600_000 };
+  const tenants = new Map([['acme', 'acme']]);
+  const set = async (t: Test) => {
+    const hsm = await hsmOf(t, strictKind);
+    const store = memoryStore(t);
+    const events: string[] = [];
+    let nowMs = Date.now();
+    const log = { info: () => undefined, warn: (event: string, fields: object) => events.push([event, ...Object.values(fields)].join(' ')) };
+    const open = () => keyringOf(t, hsm, { custody: 'direct', store, tenants, sessions: eager, now: () => new Date(nowMs), log });
+    const keyring = await open();
+    const before = hsm.strict!.keyCount();
+    const sealed = async (): Promise<number> => keyIdOf(await keyring.forTenant('acme').cipher.seal('pan', digits, binding('acme')));
+    const first = await sealed();
+    nowMs += 29 * 86_400_000 + 1;
+    // A successor is due.
+    return { hsm, strict: hsm.strict!, store, events, keyring, open, sealed, first, made: () => hsm.strict!.keyCount() - before };
+  };
+
+  for (const persist of [false, true]) {
+    await t.test(`the answer to an insert that was ${persist ? '' : 'not '}done is lost, and the next one comes`, async (t) => {
+      const { store, keyring, made, sealed, first, events } = await set(t);
+      store.failNext('insertKey', persist);
+      await keyring.upkeep();
+      t.equal(made(), 1);
+      t.not(await sealed(), first);
+      t.equal(store.rows.length, 3);
+      t.same(events, []);
+    });
+
+    await t.test(`the store stays away, with the insert ${persist ? '' : 'not '}done, until the next round of upkeep`, async (t) => {
+      const { store, keyring, made, sealed, first, events } = await set(t);
+      store.failNext('insertKey', persist);
+      store.failNext('insertKey');
+      await t.rejects(keyring.upkeep(), storeFailure);
+      t.equal(made(), 1, 'it may have a row');
+      t.match(events, ['key_object_unsettled data 2', /^data_key_lease_failed/u, /^key_upkeep_failed/u]);
+      store.failNext('insertKey');
+      await t.rejects(keyring.upkeep(), storeFailure);
+      t.equal(made(), 1, 'no other is made meanwhile');
+      await keyring.upkeep();
+      t.equal(made(), 1);
+      t.not(await sealed(), first);
+      t.equal(store.rows.length, 3);
+    });
+  }
+
+  await t.test('another process makes that version while it is not known what became of ours', async (t) => {
+    const { store, keyring, made, sealed, open } = await set(t);
+    store.failNext('insertKey');
+    store.failNext('insertKey');
+    await t.rejects(keyring.upkeep(), storeFailure);
+    const other = await open();
+    t.equal(made(), 2);
+    await keyring.upkeep();
+    t.equal(made(), 1, 'ours cannot come any more, and is destroyed');
+    t.equal(await sealed(), keyIdOf(await other.forTenant('acme').cipher.seal('pan', digits, binding('acme'))));
+  });
+
+  await t.test('the row cannot be authenticated', async (t) => {
+    const { store, strict, keyring, made } = await set(t);
+    const reserve = store.reserveKeyId.bind(store);
+    store.reserveKeyId = () => {
+      // What comes next is the key, and then its row's MAC.
+      strict.failNext('C_SignAsync', 'KEY_FUNCTION_NOT_PERMITTED');
+      return reserve();
+    };
+    await t.rejects(keyring.upkeep(), hsmError('refused'));
+    t.equal(made(), 0);
+  });
+
+  await t.test('one that cannot be destroyed either is told of', async (t) => {
+    const { strict, keyring, made, events } = await set(t);
+    strict.failNext('C_GenerateKey', 'DEVICE_MEMORY', true);
+    for (let n = 0; n < 2; n += 1) strict.failNext('C_DestroyObject', 'FUNCTION_FAILED');
+    await t.rejects(keyring.upkeep(), hsmError('exhausted'));
+    t.equal(made(), 1);
+    t.ok(events.includes('key_object_left data'), events.join());
+  });
+});
 
 t.test('keys of the other custody are refused', async (t) => {
   const hsm = await hsmOf(t, strictKind);

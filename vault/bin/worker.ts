@@ -69,8 +69,8 @@ export interface Worker {
   open(): Promise<{ readonly api: number | null; readonly admin: number | null }>;
 }
 
-/** Events of the key layer that belong in the log: a key came to be, the HSM went or came, somebody turned a counter back. */
-const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
+/** Events of the key layer that belong in the log: a key came to be, or may be in the HSM without a row that names it, the HSM went or came, somebody turned a counter back. */
+const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'key_object_unsettled', 'key_object_left', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
 
 /** Tokens past their end that one transaction marks. */
 const tokensASweep = 500;

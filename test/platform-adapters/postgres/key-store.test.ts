@@ -43,6 +43,24 @@ t.test('the key store in PostgreSQL', async (t) => {
     t.equal(results.filter(Boolean).length, 1);
   });
 
+  await t.test('an insert that is repeated waits for the first, and learns what became of it', async (t) => {
+    for (const [n, end] of (['COMMIT', 'ROLLBACK'] as const).entries()) {
+      const key = row(await tokenize.store.reserveKeyId(), n + 1, { domain: 'repeated' });
+      const client = await tokenize.pool.connect();
+      await client.query('BEGIN');
+      t.equal(await postgresKeyStore(client).insertKey(key), true);
+      let answered = false;
+      const again = tokenize.store.insertKey(key).finally(() => (answered = true));
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      t.notOk(answered);
+      await client.query(end);
+      client.release();
+      t.equal(await again, end === 'ROLLBACK');
+      t.equal(await tokenize.store.insertKey(key), false);
+      t.strictSame(await tokenize.store.keyById(key.keyId), key);
+    }
+  });
+
   await t.test('never reserves an id twice', async (t) => {
     const ids = await Promise.all(Array.from({ length: 50 }, () => tokenize.store.reserveKeyId()));
     t.equal(new Set(ids).size, 50);
