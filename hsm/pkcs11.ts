@@ -246,12 +246,22 @@ export function initialize(module: Pkcs11Module): void {
   }
 }
 
-/** The slot of the one initialized token with that label. Throws HsmError `not_found` for none, `ambiguous` for several. */
+/**
+ * The slot of the one initialized token with that label. Throws HsmError `not_found` for none, `ambiguous` for several. A slot that does not tell what is in it does not matter where the token is found in
+ * another; where it is not, it may be the one, and the module's error is thrown.
+ */
 export function findSlot(module: Pkcs11Module, tokenLabel: string): Handle {
+  let silent: unknown = null;
   const slots = module.C_GetSlotList(true).filter((slot) => {
-    const info = module.C_GetTokenInfo(slot);
-    return (info.flags & CKF.TOKEN_INITIALIZED) !== 0 && info.label.trimEnd() === tokenLabel;
+    try {
+      const info = module.C_GetTokenInfo(slot);
+      return (info.flags & CKF.TOKEN_INITIALIZED) !== 0 && info.label.trimEnd() === tokenLabel;
+    } catch (error) {
+      silent ??= error;
+      return false;
+    }
   });
+  if (slots.length === 0 && silent !== null) throw silent as Error;
   if (slots.length === 0) throw new HsmError('not_found', 'no token has the configured label');
   if (slots.length > 1) throw new HsmError('ambiguous', 'more than one token has the configured label');
   return slots[0]!;

@@ -147,6 +147,24 @@ t.test('two tokens of one label are ambiguous', (t) => {
   t.end();
 });
 
+t.test('a slot that does not tell its token keeps nobody from finding theirs in another, and may be the one where there is none', (t) => {
+  const token = new StrictToken();
+  token.C_Initialize({ flags: CKF.OS_LOCKING_OK });
+  const [slot] = token.C_GetSlotList();
+  const broken = Buffer.alloc(8, 9);
+  for (const slots of [[broken, slot!], [slot!, broken], [broken]]) {
+    token.C_GetSlotList = () => slots;
+    const info = StrictToken.prototype.C_GetTokenInfo.bind(token);
+    (token as { C_GetTokenInfo(slot: Buffer): unknown }).C_GetTokenInfo = (asked) => {
+      if (asked === broken) throw Object.assign(new Error('CKR_TOKEN_NOT_RECOGNIZED'), { code: CKR.TOKEN_NOT_RECOGNIZED });
+      return info();
+    };
+    if (slots.length > 1) t.equal(findSlot(token, 'cofre-test'), slot);
+    else t.throws(() => findSlot(token, 'cofre-test'), { code: CKR.TOKEN_NOT_RECOGNIZED });
+  }
+  t.end();
+});
+
 t.test('a generator that fills nothing in is refused', (t) => {
   const token = new StrictToken();
   const session = rawSession({ module: token, modulePath: '', tokenLabel: 'cofre-test', pin: Buffer.from('test-pin'), signing: 'ecdsa-p256', soft: null, strict: token });
