@@ -63,7 +63,7 @@ const spkiHeads = {
 
 /**
  * SubjectPublicKeyInfo of a CKA_EC_POINT. PKCS#11 v2.40 says that the point is wrapped in a DER OCTET STRING; some modules give it bare: both are read.
- * Throws HsmError `refused` where it is neither, or not a point on the curve.
+ * Throws HsmError `refused` where it is neither, or not a point of P-256. Of Ed25519 any 32 bytes pass here; `openSigner` finds those that are no point, as nothing verifies with them.
  */
 export function spkiOfPoint(algorithm: SigningAlgorithm, point: Uint8Array): Buffer {
   const { head, pointBytes } = spkiHeads[algorithm];

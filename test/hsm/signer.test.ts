@@ -39,6 +39,11 @@ t.test('a point is read bare and inside an OCTET STRING', (t) => {
 t.test('a point of the wrong length or off the curve is refused', (t) => {
   t.throws(() => spkiOfPoint('ed25519', Buffer.alloc(31)), hsmError('refused'));
   t.throws(() => spkiOfPoint('ecdsa-p256', Buffer.alloc(65, 4)), hsmError('refused'));
+  // y = 2 has no x on the curve (RFC 8032 section 5.1.3): taken as a key, but nothing verifies with it.
+  const off = Buffer.alloc(32);
+  off[0] = 2;
+  const key = createPublicKey({ key: spkiOfPoint('ed25519', off), format: 'der', type: 'spki' });
+  t.equal(verifySignature('ed25519', key, Buffer.from('x'), Buffer.from(vectors.ed25519.signature, 'hex')), false);
   t.end();
 });
 

@@ -24,7 +24,6 @@ export const RULES: readonly { readonly from: RegExp; readonly files: readonly s
   { from: /^vault\/config(-reference)?\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts', 'hsm/hmac-sha256.ts'], packages: ['yaml', 'typebox'] },
   { from: /^vault\//, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts', 'hsm/hmac-sha256.ts'], packages: [] },
   { from: /^hsm\/pkcs11\.ts$/, files: ['hsm/'], packages: ['pkcs11js'] },
-  { from: /^hsm\/ceremony\.ts$/, files: ['hsm/'], packages: ['yaml'] },
   { from: /^hsm\//, files: ['hsm/'], packages: [] },
   { from: /^audit\//, files: ['audit/'], packages: [] },
   { from: /^platform-adapters\/postgres\//, files: ['platform-adapters/linux/durable-file.ts', 'platform-adapters/linux/folder-lock.ts'], packages: ['pg'] },
