@@ -41,6 +41,8 @@ export interface TokenizeOperation {
   /** How many of these were refused for guessing. */
   readonly guesses: number;
   readonly idempotency: { readonly keyHash: Buffer; readonly requestMac: Buffer } | null;
+  /** Whether it is given up on where it would have to be tried again: as `overloaded`, which then is its entry. */
+  readonly isLastRound: boolean;
 }
 
 export type ItemOutcome =
@@ -78,8 +80,23 @@ interface Work {
   outcome: TokenizeOutcome | null;
 }
 
+/** "cofr" in ASCII; with a tenant's number the name of an advisory lock. */
+const numericLock = 0x636f6672;
+
 /**
- * Stores the cards of these calls.
+ * Has one writer at a time make a tenant's numeric tokens, so that what is free stays free until the commit: no index could tell, as first
+ * tokens and further ones are in two tables. To come before every other lock of the transaction, those of changes of tokens too: whoever waits
+ * here must hold no card that the one before him may still want.
+ */
+export async function lockNumericTokens(tx: ClientBase, operations: readonly TokenizeOperation[]): Promise<void> {
+  const tenants = new Set(operations.flatMap(({ tenant, items }) => (items.some(({ card }) => card.format === 'numeric') ? [tenant.id] : [])));
+  for (const tenantId of [...tenants].sort((a, b) => a - b)) {
+    await tx.query({ name: 'lock-numeric-tokens', text: 'SELECT pg_advisory_xact_lock($1::int, $2::int)', values: [numericLock, tenantId] });
+  }
+}
+
+/**
+ * Stores the cards of these calls. Their numeric tokens are locked: see `lockNumericTokens`.
  *
  * @throws TransactionConflict if another writer has just used one of the Idempotency-Keys, given a card a token of the same format, or
  *   destroyed one of the cards.
@@ -97,6 +114,8 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
 
   // b. Calls that cannot be stored as they are: known before anything of them is written.
   await findRemedies(tx, works);
+
+  for (const work of works) if (work.outcome?.kind === 'again' && work.operation.isLastRound) work.outcome = { kind: 'refused', code: 'overloaded' };
 
   // c. Cards new to their tenant. Sorted, so that two writers lock the same fingerprints in the same order.
   // A twin within this transaction follows the first.
@@ -209,11 +228,6 @@ async function findRemedies(tx: ClientBase, works: readonly Work[]): Promise<voi
   }
   const taken = new Set<string>();
   if (numeric.length > 0) {
-    // One writer at a time makes a tenant's numeric tokens, so that what is free stays free until the commit: no index could tell, as first
-    // tokens and further ones are in two tables.
-    for (const tenantId of [...new Set(numeric.map((card) => card.tenantId))].sort((a, b) => a - b)) {
-      await tx.query({ name: 'lock-numeric-tokens', text: 'SELECT pg_advisory_xact_lock($1::int, $2::int)', values: [numericLock, tenantId] });
-    }
     for (const row of await findTokens(tx, numeric.map((card) => card.tenantId), numeric.map((card) => card.token))) taken.add(`${row.tenantId}:${row.token}`);
   }
   for (const work of works) {
@@ -237,9 +251,6 @@ async function findRemedies(tx: ClientBase, works: readonly Work[]): Promise<voi
     for (const token of tokens) taken.add(token);
   }
 }
-
-/** "cofr" in ASCII; with a tenant's number the name of an advisory lock. */
-const numericLock = 0x636f6672;
 
 /** The tokens that calls for known cards may be answered with, by card and format, where that is not the card's first token. */
 async function knownTokens(tx: ClientBase, open: readonly Slot[], rows: ReadonlyMap<string, TokenRow>): Promise<Map<string, TokenRow>> {

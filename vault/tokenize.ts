@@ -68,7 +68,7 @@ interface Given {
 const maxCardholderBytes = 255;
 /** Cards that are sealed before other requests have their turn: about a millisecond's work. */
 const cardsATurn = 64;
-/** Rounds of a call through the transaction. Each but the first follows one that wrote nothing. */
+/** Rounds of a call through the transaction. Each but the first follows one that wrote nothing; the last has an entry in any case. */
 const maxRounds = 8;
 
 /**
@@ -92,7 +92,7 @@ export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, 
 
   // 5. Commit, together with whoever waits at the same moment.
   const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize', tenant, call, items, [input], idempotencyKey);
-  const [outcome] = await store(deps, { kind: 'tokenize', action: 'tokenize', call, decision, tenant, items, refusedItems: {}, guesses: 0, idempotency }, [input]);
+  const [outcome] = await store(deps, { kind: 'tokenize', action: 'tokenize', call, decision, tenant, items, refusedItems: {}, guesses: 0, idempotency, isLastRound: false }, [input]);
   if (outcome?.kind !== 'token') throw recorded(new VaultError('internal'));
   // 6. Only now is it answered.
   return answerOf(outcome, deps.now());
@@ -139,7 +139,7 @@ export async function tokenizeBatch(deps: TokenizeDeps, call: Call, given: reado
   const guesses = sealed.length - items.length;
   if (guesses > 0) refusedItems['quota_exceeded'] = guesses;
   const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize/batch', tenant, call, items, inputs, idempotencyKey);
-  const outcomes = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, guesses, idempotency }, inputs);
+  const outcomes = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, guesses, idempotency, isLastRound: false }, inputs);
   const now = deps.now();
   for (const [at, outcome] of outcomes.entries()) answers[stored[at]!] = outcome.kind === 'token' ? answerOf(outcome, now) : outcome.code;
   return answers;
@@ -264,8 +264,8 @@ async function guarded<T>(work: () => Promise<T>): Promise<T> {
  */
 async function store(deps: TokenizeDeps, first: TokenizeOperation, inputs: readonly TokenizeInput[]): Promise<readonly ItemOutcome[]> {
   let operation = first;
-  for (let rounds = 0; rounds < maxRounds; rounds += 1) {
-    const { outcome } = await deps.commit(operation);
+  for (let round = 1; round <= maxRounds; round += 1) {
+    const { outcome } = await deps.commit({ ...operation, isLastRound: round === maxRounds });
     if (outcome.kind === 'stored') return outcome.items;
     if (outcome.kind === 'refused') throw recorded(new VaultError(outcome.code));
     const { tenant } = operation;
@@ -276,7 +276,7 @@ async function store(deps: TokenizeDeps, first: TokenizeOperation, inputs: reado
     }
     operation = { ...operation, items };
   }
-  throw new VaultError('overloaded');
+  throw new Error('a last round was sent back');
 }
 
 async function remedied(deps: TokenizeDeps, tenant: Tenant, item: TokenizeItem, input: TokenizeInput, remedy: Remedy): Promise<TokenizeItem> {

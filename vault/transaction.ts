@@ -7,7 +7,7 @@ import type { DetokenizeOperation, DetokenizeOutcome } from './detokenize.ts';
 import type { ErrorCode } from './errors.ts';
 import { lifecycleFailure, storeLifecycle, storeSweep, sweepFailure } from './lifecycle.ts';
 import type { LifecycleOperation, LifecycleOutcome, SweepOperation, SweepOutcome } from './lifecycle.ts';
-import { storeTokenize } from './tokenize-store.ts';
+import { lockNumericTokens, storeTokenize } from './tokenize-store.ts';
 import type { TokenizeOperation, TokenizeOutcome } from './tokenize-store.ts';
 import { storeLookUps } from './validate.ts';
 import type { LookUpOperation, LookUpOutcome } from './validate.ts';
@@ -37,10 +37,11 @@ export const executeTokenizing: Execute<TokenizingOperation, TokenizingOutcome> 
   };
   const of = <Kind extends TokenizingOperation['kind']>(kind: Kind) => operations.filter((operation): operation is Extract<TokenizingOperation, { kind: Kind }> => operation.kind === kind);
 
+  const tokenizes = of('tokenize');
+  await lockNumericTokens(tx, tokenizes);
   const changes = of('lifecycle');
   if (changes.length > 0) keep(changes, await storeLifecycle(tx, changes, made));
   for (const sweep of of('sweep')) settled.set(sweep, await storeSweep(tx, sweep, made));
-  const tokenizes = of('tokenize');
   if (tokenizes.length > 0) keep(tokenizes, await storeTokenize(tx, tokenizes, made));
   const lookUps = of('look_up');
   if (lookUps.length > 0) keep(lookUps, await storeLookUps(tx, lookUps, made));

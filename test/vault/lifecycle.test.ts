@@ -600,6 +600,21 @@ t.test('cards that one call writes in several ways and another deletes are taken
   t.same([...one.errors, ...other.errors], [], 'no deadlock');
 });
 
+t.test('a writer that waits for its turn to make numeric tokens holds no card that the one before it may want', async (t) => {
+  const { one, owner, waiting } = await meeting(t);
+  const { token } = await one.tokenize(1);
+  // Another worker that is about to give this card a further token.
+  await owner.query('BEGIN');
+  await owner.query("SELECT pg_advisory_xact_lock(x'636f6672'::int, (SELECT tenant_id FROM cards))");
+  const both = Promise.all([one.change('suspend', token), one.tokenize(2, { format: 'numeric' })]);
+  await waiting(1);
+  await t.resolves(owner.query('SELECT FROM cards WHERE token = $1 FOR KEY SHARE NOWAIT', [token]));
+  await owner.query('COMMIT');
+  t.match(await both, [{ status: 'suspended' }, { created: true }]);
+  const numbers = await owner.query<{ batches: number }>('SELECT count(*)::int AS batches FROM batches');
+  t.equal(numbers.rows[0]!.batches, 4, 'two starts, the card, and both in one transaction');
+});
+
 t.test('whichever statement a deadlock is broken at, the call is tried again, and what it did stands once', async (t) => {
   const database = await freshDatabase(t);
   const gate = new Gate();
@@ -773,13 +788,15 @@ t.test('a numeric token that is taken is drawn again, wherever it is taken', asy
     t.same(faultsOf(await storedTokens(database)), []);
   });
 
-  await t.test('a source that gives nothing else is given up on, and nothing of the call stands', async (t) => {
+  await t.test('a source that gives nothing else is given up on, and nothing of the call stands but its entry', async (t) => {
     const database = await freshDatabase(t);
     const vault = await openVault(t, database, { random: repeating(Number.POSITIVE_INFINITY, last4) });
     const first = await vault.tokenize(cards[0]!, numeric);
-    const before = (await storedLog(database)).entries.length;
-    t.equal(await codeOf(vault.batch([{ card: cards[0]!, input: { ...numeric, expiry: '2030-01' } }, { card: cards[1]!, input: numeric }], 'a key')), 'overloaded');
-    t.equal((await storedLog(database)).entries.length, before);
+    for (const call of [(request: string): Promise<unknown> => vault.batch([{ card: cards[0]!, input: { ...numeric, expiry: '2030-01' } }, { card: cards[1]!, input: numeric }], 'a key', request), (request: string): Promise<unknown> => vault.tokenize(cards[1]!, numeric, null, request)]) {
+      const request = randomUUID();
+      await t.rejects(call(request), { code: 'overloaded', recorded: true });
+      t.match((await storedLog(database)).places.get(request), [{ entry: { outcome: 'failed', code: 'overloaded' } }]);
+    }
     const stored = await storedTokens(database);
     t.same([...stored.keys()], [first.token]);
     t.equal(stored.get(first.token)!.expiry, null);
