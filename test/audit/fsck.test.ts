@@ -178,6 +178,35 @@ t.test('faults of several levels are told apart', async (t) => {
   t.ok(batch.entry! <= 1289 && batch.to! >= 1289);
 });
 
+t.test('any faults at once are each named, and nothing beside them', async (t) => {
+  const log = await makeLog(2900, { batchSize: 60 });
+  const paths = [...log.files.files.keys()].filter((path) => path !== 'checkpoint');
+  await fc.assert(
+    fc.asyncProperty(fc.uniqueArray(fc.tuple(fc.constantFrom(...paths), fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true }), fc.boolean()), { selector: ([path]) => path, minLength: 1, maxLength: 4 }), async (faults) => {
+      const files = log.files.copy();
+      for (const [path, share, removed] of faults) {
+        const bytes = files.files.get(path)!;
+        if (removed) files.files.delete(path);
+        else files.files.set(path, flip(Math.floor(bytes.length * share))(bytes));
+      }
+      const report = await verify(log, files);
+      const touched = new Set(faults.map(([path]) => path));
+      // Where the entries and the tile over them are both wrong, or nothing is left of the edge, it may be that nobody can tell.
+      const indexes = faults.map(([path]) => path.replace(/^tile\/(?:0|entries)\//u, ''));
+      const edge = faults.filter(([path]) => path.includes('.p/')).length > 1;
+      const both = edge || indexes.length > new Set(indexes).size;
+      for (const [path] of faults) if (!report.findings.some(({ file }) => file === path) && !both) throw new Error(`${path} is not named: ${JSON.stringify(report.findings)}`);
+      for (const { code, file } of report.findings) {
+        if (['undecided', 'root_mismatch', 'range_changed'].includes(code) && both) continue;
+        if (file !== undefined && !touched.has(file)) throw new Error(`${file} is named: ${JSON.stringify(report.findings)}`);
+      }
+      return !report.holds;
+    }),
+    { numRuns: 150 },
+  );
+  t.pass();
+});
+
 t.test('entries that are dropped, swapped or doubled within a bundle are named, and their batch', async (t) => {
   const log = await makeLog(3000, { batchSize: 90 });
   const path = 'tile/entries/005';
