@@ -72,15 +72,15 @@ export const chainStart: ChainPosition = { next: 0n, previous: noPredecessor, fo
  */
 export function followChain(position: ChainPosition, batch: Batch, publicKey: KeyObject, countEntries: (bundle: Buffer) => number): ChainPosition | string {
   if (batch.number !== position.next) return `batch ${position.next} is missing`;
-  if (!batch.previous.equals(position.previous)) return `batch ${batch.number} does not follow its predecessor`;
   try {
+    if (!batch.previous.equals(position.previous)) return `batch ${batch.number} does not follow its predecessor`;
     const header = batchHeader(batch);
     if (!verify(null, header, publicKey, batch.signature)) return `batch ${batch.number} has a wrong signature`;
     if (countEntries(batch.bundle) !== batch.entryCount) return `batch ${batch.number} does not hold the entries that it counts`;
     if (position.formedAt !== null && batch.formedAt < position.formedAt) return `batch ${batch.number} is older than its predecessor`;
     return { next: batch.number + 1n, previous: headerHash(header), formedAt: batch.formedAt };
   } catch {
-    // A row may hold what no header can: a negative count, a time at infinity.
+    // A row may hold what no header can: a negative count, a time at infinity, nothing at all.
     return `batch ${batch.number} is not a batch`;
   }
 }

@@ -5,6 +5,8 @@
  * `v`. It never holds a PAN and never unbounded text from outside: callers of this file pass only what they have checked.
  */
 
+import { isUtf8 } from 'node:buffer';
+
 export type EntryOutcome = 'allowed' | 'refused' | 'failed';
 
 export interface Entry {
@@ -73,6 +75,40 @@ export function encodeEntry(entry: Entry): Buffer {
   );
   if (bytes.length > maxEntryBytes) throw new RangeError('an entry is larger than a bundle can hold');
   return bytes;
+}
+
+/**
+ * An entry's members, as JSON gives them; null if the bytes are not those of an entry: an object in the canonical form of RFC 8785, of version 1, with an
+ * action. Names that are whole numbers count as out of order; no entry has one.
+ */
+export function readEntry(bytes: Uint8Array): Readonly<Record<string, unknown>> | null {
+  // A replacement character could stand for more than one text.
+  if (bytes.length > maxEntryBytes || !isUtf8(bytes)) return null;
+  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8');
+  try {
+    const parsed = JSON.parse(text) as Record<string, unknown> | null;
+    if (typeof parsed !== 'object' || parsed === null || parsed['v'] !== version || typeof parsed['action'] !== 'string') return null;
+    // Spaces, other spellings of a number or a character, and names that occur twice do not come back as they were.
+    return JSON.stringify(parsed) === text && isSorted(parsed) && !hasLoneSurrogate(text) ? parsed : null;
+  } catch {
+    return null;
+  }
+}
+
+function isSorted(value: object): boolean {
+  if (Array.isArray(value)) return value.every((item: unknown) => typeof item !== 'object' || item === null || isSorted(item));
+  let previous: string | null = null;
+  for (const [name, member] of Object.entries(value) as [string, unknown][]) {
+    if (previous !== null && previous >= name) return false;
+    previous = name;
+    if (typeof member === 'object' && member !== null && !isSorted(member)) return false;
+  }
+  return true;
+}
+
+/** Half of a character, which canonical JSON cannot hold: `JSON.stringify` writes it as an escape. */
+function hasLoneSurrogate(text: string): boolean {
+  return text.includes('\\ud') && /(?<!\\)(?:\\\\)*\\ud[89a-f]/u.test(text);
 }
 
 /**

@@ -21,7 +21,9 @@ export interface LogView {
   checkpoint(logId: number): Promise<string | null>;
   tile(logId: number, level: number, index: number): Promise<Buffer | null>;
   /** Index of a batch's leaf; null if it is not in the tree. A hint: what stands there is checked. */
-  placeOf(writer: bigint, number: bigint): Promise<number | null>;
+  placeOf(logId: number, writer: bigint, number: bigint): Promise<number | null>;
+  /** Those of `writers` that the sequencer takes nothing of any more. */
+  distrusts(writers: readonly bigint[]): Promise<readonly bigint[]>;
 }
 
 export interface WatchedWriter {
@@ -34,8 +36,8 @@ interface Awaited {
   readonly sinceMs: number;
 }
 
-/** A process that commits nothing looks at the log as often: what it saw must not fall behind the tiles that are left in the database. */
-const lookEveryMs = 3_600_000;
+/** Time between two looks at a log to which nothing is added, in ms. */
+const idleMs = 60_000;
 
 export class LogWatch {
   readonly #view: LogView;
@@ -46,8 +48,8 @@ export class LogWatch {
   /** By writer: number of the batch that was last found. */
   readonly #found = new Map<WatchedWriter, bigint>();
   #seen: Checkpoint | null = null;
+  #lookedAt = Number.NEGATIVE_INFINITY;
   #fault: string | null = null;
-  #nextLookMs = 0;
 
   constructor(view: LogView, key: Pick<NoteSigner, 'algorithm' | 'publicKeySpki'>, writers: readonly WatchedWriter[]) {
     this.#view = view;
@@ -73,7 +75,10 @@ export class LogWatch {
       const { batch, certificate } = writer.lastBatch;
       if (!this.#awaited.has(writer) && this.#found.get(writer) !== batch.number) this.#awaited.set(writer, { batch, certificate, sinceMs: performance.now() });
     }
-    if (this.#fault !== null || (this.#awaited.size === 0 && performance.now() < this.#nextLookMs)) return;
+    if (this.#fault !== null) return;
+    // While nothing is committed, the log is looked at seldom.
+    if (this.#awaited.size === 0 && performance.now() - this.#lookedAt < idleMs) return;
+    this.#lookedAt = performance.now();
     const head = await this.#view.head();
     const note = head === null ? null : await this.#view.checkpoint(head.logId);
     if (head === null || note === null) {
@@ -82,8 +87,6 @@ export class LogWatch {
     }
     const checkpoint = openCheckpoint(note, [parseVkey(encodeVkey(head.origin, this.#key.algorithm, this.#key.publicKeySpki))]);
     if (checkpoint === null) return void (this.#fault = 'a checkpoint in the database is not signed by the log\'s key');
-    this.#nextLookMs = performance.now() + lookEveryMs;
-    if (this.#seen !== null && checkpoint.origin === this.#seen.origin && checkpoint.size === this.#seen.size && checkpoint.root.equals(this.#seen.root)) return;
     const reader = tileReader(checkpoint.size, async (ref) => {
       const tile = await this.#view.tile(head.logId, ref.level, ref.index);
       return tile === null ? Buffer.alloc(0) : tile.subarray(0, ref.width * 32);
@@ -91,12 +94,13 @@ export class LogWatch {
     if (this.#seen !== null) {
       if (this.#seen.origin !== checkpoint.origin) return void (this.#fault = 'another log took the place of the one that this process writes to: start the process again');
       if (checkpoint.size < this.#seen.size) return void (this.#fault = 'the log in the database is shorter than it was');
-      const proof = await consistencyProof(this.#seen.size, checkpoint.size, reader);
+      const proof = checkpoint.size === this.#seen.size ? [] : await consistencyProof(this.#seen.size, checkpoint.size, reader);
       if (!verifyConsistency(this.#seen.size, checkpoint.size, this.#seen.root, checkpoint.root, proof)) return void (this.#fault = 'the log in the database was rewritten');
     }
     this.#seen = checkpoint;
     for (const [writer, { batch, certificate }] of this.#awaited) {
-      const place = await this.#view.placeOf(batch.writer, batch.number);
+      const place = await this.#view.placeOf(head.logId, batch.writer, batch.number);
+      // It may have come into the tree after this checkpoint was signed.
       if (place === null || place >= checkpoint.size) continue;
       const leaf = leafHash(encodeBatchLeaf(batch, batch.number === 0n ? certificate : null));
       if (!verifyInclusion(leaf, place, checkpoint.size, checkpoint.root, await inclusionProof(place, checkpoint.size, reader))) {
@@ -105,5 +109,9 @@ export class LogWatch {
       this.#awaited.delete(writer);
       this.#found.set(writer, batch.number);
     }
+    // What such a writer commits stands in no log: no call may go on as if it did, not even for as long as checkpoints may lag.
+    const awaited = [...this.#awaited.values()].map(({ batch }) => batch.writer);
+    const [distrusted] = awaited.length === 0 ? [] : await this.#view.distrusts(awaited);
+    if (distrusted !== undefined) this.#fault = `the log takes nothing more of writer ${writerName(distrusted)}, whose batches were tampered with: start the process again`;
   }
 }

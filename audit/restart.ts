@@ -51,7 +51,8 @@ export async function restartLog(options: { readonly store: RestartStore; readon
 
   // What was committed and is in no tree that the database has: it goes on in the new log. All others have ended.
   const chains = await store.chains();
-  const pending = new Set((await store.pending(chains.map(({ writer, position }) => ({ writer, next: position.next })), 1)).map(({ writer }) => writer));
+  const pending = new Set<bigint>();
+  for (const { writer, position } of chains) if ((await store.batch(writer, position.next)) !== null) pending.add(writer);
   const going = chains.filter(({ writer, position }) => pending.has(writer) && position.next > 0n);
   if (going.length > maxCarried) throw new Error(`the batches of ${going.length} writers are in no log: start the vault on its restored log first, or ask for help`);
   const certificates = new Map((await store.certificates(going.map(({ writer }) => writer))).map(({ writer, certificate }) => [writer, certificate]));

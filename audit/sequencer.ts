@@ -8,15 +8,17 @@
  */
 import { setImmediate as yieldTurn } from 'node:timers/promises';
 import type { KeyObject } from 'node:crypto';
-import { encodeBatchLeaf } from './batch-leaf.ts';
+import { batchLeafAction, encodeBatchLeaf } from './batch-leaf.ts';
 import { chainStart, followChain, headerHash, batchHeader, readWriterCertificate, writerName } from './chain.ts';
 import type { Batch, ChainPosition } from './chain.ts';
 import { newLog, readCharter } from './charter.ts';
+import type { Charter } from './charter.ts';
 import { openCheckpoint, signCheckpoint } from './checkpoint.ts';
 import type { Checkpoint } from './checkpoint.ts';
-import { decodeBundle } from './entry.ts';
-import { consistencyProof, emptyRoot, frontierOf, leafHash, verifyConsistency } from './merkle.ts';
-import type { Frontier } from './merkle.ts';
+import { ChainSet } from './chain-set.ts';
+import { decodeBundle, readEntry } from './entry.ts';
+import { consistencyProof, frontierOf, inclusionProof, leafHash, verifyConsistency, verifyInclusion } from './merkle.ts';
+import type { Frontier, HashReader } from './merkle.ts';
 import { encodeVkey, openNote, parseVkey } from './note.ts';
 import type { NoteSigner, NoteVerifier } from './note.ts';
 import { blockEntries, SearchKeyReader, tokenKey } from './search-keys.ts';
@@ -73,28 +75,39 @@ export interface TreeStore {
   firstLeaf(logId: number): Promise<Buffer>;
   /** The hashes of a tile, as many as it has so far; null where it has none. */
   tile(logId: number, level: number, index: number): Promise<Buffer | null>;
-  /** Chains that more may come of: open and succeeded ones. */
+  /** Chains that more may come of, open and succeeded ones: that which moved last, last. */
   chains(): Promise<StoredChain[]>;
   chain(writer: bigint): Promise<StoredChain | null>;
-  /** Writers that no chain is kept of yet, oldest first, those of the sequencer before all others. */
-  newWriters(): Promise<RegisteredWriter[]>;
+  /** Writers that no chain is kept of yet, oldest first; only those that started after `since`, by their own clocks, unless it is null. */
+  newWriters(since: Date | null): Promise<{ readonly writer: bigint; readonly startedAt: Date }[]>;
   certificates(writers: readonly bigint[]): Promise<RegisteredWriter[]>;
-  /** In one snapshot, for each writer: its batches from `next` on, in order, at most `limit`. */
-  pending(positions: readonly { readonly writer: bigint; readonly next: bigint }[], limit: number): Promise<Batch[]>;
+  /**
+   * In one snapshot, for each writer: its batches from `next` on, in order, at most `limit`; of all of them the oldest `maxBytes`, and one at least.
+   * A row that cannot be read as a batch is given as one that nobody signed.
+   */
+  pending(positions: readonly { readonly writer: bigint; readonly next: bigint }[], limit: number, maxBytes: number): Promise<Batch[]>;
   batch(writer: bigint, number: bigint): Promise<Batch | null>;
-  /** Commits a step durably. False, and nothing written, if the head is no longer `from`. */
+  /** Index of a batch's leaf; null if it is not in the tree of that log. */
+  placeOf(logId: number, writer: bigint, number: bigint): Promise<number | null>;
+  /** Some of the closed chains that a batch stands beyond the end of. */
+  strays(): Promise<StoredChain[]>;
+  /**
+   * Commits a step durably. False, and nothing written, if the head is no longer `from`.
+   *
+   * @throws LogFault if one of its batches stands in the tree already.
+   */
   advance(from: LogHead, step: Advance): Promise<boolean>;
   /** The largest signed checkpoint of a log, as a note; null if there is none. */
   checkpoint(logId: number): Promise<string | null>;
-  /** Keeps a signed checkpoint durably; keeps the first of a size. */
-  addCheckpoint(logId: number, size: number, note: string, at: Date): Promise<void>;
+  /** Keeps a signed checkpoint of `head` durably; keeps the first of a size. False, and nothing kept, if the log in the database is not that long any more. */
+  addCheckpoint(head: LogHead, note: string, at: Date): Promise<boolean>;
 }
 
 /** Takes checkpoints out of the database at once, so that its administrator cannot rewrite what they tell of. A file, a topic, an object store. */
 export interface Witness {
-  /** Durable when it resolves. Called in the order of sizes; after a failure or a crash, again with the last one. */
+  /** Durable when it resolves. Called in the order of sizes by an instance, but for one that lost a race to another; after a failure or a crash, again. */
   publish(note: string, at: Date): Promise<void>;
-  /** The last one published, as a note; null if there is none. */
+  /** The largest one published of the log that was published of last, as a note; null if there is none. */
   last(): Promise<string | null>;
 }
 
@@ -114,12 +127,18 @@ export interface SequencerOptions {
   /** Name as which writers are certified; the first log's origin. */
   readonly name: string;
   readonly witnesses: readonly Witness[];
-  /** Tells somebody of a batch that is missing or forged. Called before the step that leaves its writer behind is committed; may be called again. */
+  /**
+   * Tells somebody of a batch that is missing or forged. Called before the step that leaves its writer behind is committed, which it must not be if this
+   * throws; may be called again. At most `alertsAStep` a step, and one that counts the rest.
+   */
   readonly alert: (kind: string, detail: Readonly<Record<string, string | number>>) => Promise<void>;
   readonly now: () => Date;
-  /** Batches of a writer, and leaves of all, in one step. */
+  /** Batches of a writer, leaves of all, and about as many bytes of entries, in one step. */
   readonly maxBatches?: number;
   readonly maxLeaves?: number;
+  readonly maxBytes?: number;
+  /** Writers that are looked at in every step: those that wrote last. Of the others, some in each. */
+  readonly maxActive?: number;
 }
 
 export interface StepResult {
@@ -133,24 +152,40 @@ export interface StepResult {
 
 interface Chain {
   readonly writer: bigint;
-  readonly key: KeyObject | null;
+  /** Its certificate and the key that this certifies; null as long as nothing was read of it. */
+  identity: { readonly certificate: string; readonly key: KeyObject } | null;
+  /** Whether `position` is known to be that of the tree: this instance brought it there, or has found the last batch in the tree. */
+  proven: boolean;
   position: ChainPosition;
   state: ChainState;
   reason: string | null;
+  /** Steps in which it waited for its predecessor and nothing moved. */
+  stuck: number;
 }
 
 interface State {
   head: LogHead;
+  readonly charter: Charter;
   readonly builder: TileBuilder;
   readonly frontier: Frontier;
-  readonly chains: Map<bigint, Chain>;
+  readonly chains: ChainSet<Chain>;
 }
 
-/** Time between two looks for new writers, and at those that have a successor, in ms. */
+/** Time between two looks for new writers, in ms; how far back, since the clocks of their hosts differ; and between two looks at all of them. */
 const meetEveryMs = 1000;
-const revisitEveryMs = 60_000;
+const clocksDifferMs = 3_600_000;
+const meetAllEveryMs = 60_000;
+/** Time between two looks for batches behind the end of a chain, in ms. */
+const strayEveryMs = 600_000;
 /** Leaves after which other work of the process gets its turn: a millisecond or two. */
 const leavesATurn = 256;
+/** Rows that one look at the writers' batches may find at most, unless it is at more writers. */
+const pendingRows = 4096;
+const alertsAStep = 16;
+/** A chain of a writer that waits for its predecessor, and that for another, is resolved from its end: each step moves one. */
+const stuckSteps = 3;
+/** Longer than any certificate of ours; a signed note may carry lines that its signature does not cover. */
+const maxCertificate = 4096;
 
 const nothing: StepResult = { leaves: 0, batches: 0, oldest: null, more: false };
 
@@ -158,12 +193,17 @@ export class Sequencer {
   readonly #options: SequencerOptions;
   readonly #certifier: NoteVerifier;
   readonly #keys = new SearchKeyReader();
+  /** The tree as `step` goes on from it; null while a step is under way, and after one that failed: then it is read again. */
   #state: State | null = null;
+  /** The last head that is known to be committed; null before there is one, and while the tree is read. */
+  #head: LogHead | null = null;
   #signed: Checkpoint | null = null;
+  #signing: Promise<Checkpoint | null> | null = null;
   /** Signed and stored, but not yet with every witness. */
   #unpublished: { readonly note: string; readonly at: Date } | null = null;
   #metAt = Number.NEGATIVE_INFINITY;
-  #revisitedAt = Number.NEGATIVE_INFINITY;
+  #metAllAt = Number.NEGATIVE_INFINITY;
+  #strayedAt = Number.NEGATIVE_INFINITY;
 
   constructor(options: SequencerOptions) {
     this.#options = options;
@@ -172,7 +212,7 @@ export class Sequencer {
 
   /** The committed head as this instance knows it; null before it has read it. */
   get head(): LogHead | null {
-    return this.#state?.head ?? null;
+    return this.#head;
   }
 
   /** The last checkpoint that was signed and stored. */
@@ -185,35 +225,55 @@ export class Sequencer {
     this.#state ??= await this.#load();
   }
 
+  /** Has the next step read the tree again: whoever takes over from another knows only what was before. Not while a step is under way. */
+  forget(): void {
+    this.#state = null;
+  }
+
   /**
    * Integrates what writers have committed since the last step, up to a bound. After an exception the next call begins by reading the tree again.
+   * Not for concurrent use, but while `sign` is under way.
    *
+   * @param thorough looks at every writer, those that have long been silent too.
    * @throws LogFault if the tree is not what was signed or witnessed; what the store throws.
    */
-  async step(): Promise<StepResult> {
-    const state = this.#state ?? (await this.#load());
+  async step(thorough = false): Promise<StepResult> {
+    const state = this.#head === null || this.#state === null ? await this.#load() : this.#state;
     this.#state = null;
-    const result = await this.#advance(state);
-    if (result === null) return nothing;
+    const result = await this.#advance(state, thorough);
+    if (result === null) return { ...nothing, more: true };
     this.#state = state;
     return result;
   }
 
   /**
-   * Signs the committed head if it has grown since the last checkpoint, keeps the checkpoint and gives it to the witnesses.
-   * Dies before it is kept: a signature that nobody has seen. Before it is published: the next instance publishes it.
+   * Signs the committed head if it has grown since the last checkpoint, keeps the checkpoint and gives it to the witnesses. Steps may go on meanwhile,
+   * so that an HSM that is slow or away holds up nobody. Dies before it is kept: a signature that nobody has seen. Before it is published: the next
+   * instance publishes it.
    *
    * @throws what the HSM, the store or a witness throws.
    */
-  async sign(): Promise<Checkpoint | null> {
+  sign(): Promise<Checkpoint | null> {
+    this.#signing ??= this.#signHead().finally(() => {
+      this.#signing = null;
+    });
+    return this.#signing;
+  }
+
+  async #signHead(): Promise<Checkpoint | null> {
     if (this.#unpublished !== null) await this.#publish(this.#unpublished.note, this.#unpublished.at);
     const { store, now } = this.#options;
-    const head = this.#state?.head;
-    if (head === undefined || head.size === 0 || (this.#signed !== null && this.#signed.origin === head.origin && this.#signed.size >= head.size)) return null;
+    const head = this.#head;
+    if (head === null || (this.#signed !== null && this.#signed.origin === head.origin && this.#signed.size >= head.size)) return null;
     const checkpoint: Checkpoint = { origin: head.origin, size: head.size, root: head.root };
     const note = await signCheckpoint(checkpoint, this.#options.signer);
     const at = now();
-    await store.addCheckpoint(head.logId, head.size, note, at);
+    // The database may have lost what it had committed, by a failover or a restore. Then nobody sees this signature, and what stands there is read.
+    if (!(await store.addCheckpoint(head, note, at))) {
+      this.#head = null;
+      this.#state = null;
+      return null;
+    }
     this.#signed = checkpoint;
     await this.#publish(note, at);
     return checkpoint;
@@ -227,18 +287,28 @@ export class Sequencer {
 
   /** Reads the committed tree, and refuses it if it is not the one that was signed. */
   async #load(): Promise<State> {
-    const { store, name, now } = this.#options;
-    let head = await store.head();
-    if (head === null) {
-      // A vault that has witnessed a log does not start another one as if it were the first.
-      for (const witness of this.#options.witnesses) if ((await witness.last()) !== null) throw new LogFault('behind_witness', 'the database has no log, but a checkpoint of one was witnessed: it was restored from before the log began, or exchanged');
+    const { store, name, now, witnesses, maxActive = 256 } = this.#options;
+    // A checkpoint that is being kept now would seem to be ahead of what is read here.
+    this.#head = null;
+    await this.#signing?.catch(() => undefined);
+    // Read in the opposite order of writing, witness, checkpoint, head: whatever another instance does meanwhile, what is read later is not behind.
+    const published = await Promise.all(witnesses.map((witness) => witness.last()));
+    let before = await store.head();
+    if (before === null) {
+      // A vault that has witnessed a log, or signed one, does not start another as if it were the first.
+      if (this.#signed !== null || published.some((note) => note !== null)) throw new LogFault('behind_witness', 'the database has no log, but a checkpoint of one was witnessed: it was restored from before the log began, or exchanged');
+      // Dies before: nothing is there. After: a log of one leaf, unsigned. A rival's charter that came first is the log's.
       await store.create(await newLog({ logId: 1, origin: name, startedAt: now(), predecessor: null, carried: [] }, name, this.#options.signer));
-      head = await store.head();
-      if (head === null) throw new Error('a log that was made is not there');
+      before = await store.head();
+      if (before === null) throw new Error('a log that was made is not there');
     }
-    const { logId, size } = head;
-    const charter = readCharter(await store.firstLeaf(logId), [this.#certifier]);
+    const { logId } = before;
+    const stored = await store.checkpoint(logId);
+    const head = await store.head();
+    if (head === null || head.logId !== logId) throw new Error('the log was exchanged while it was read');
+    const { size } = head;
     // Only the HSM starts a log: a database administrator cannot begin a new one beside the one that is witnessed.
+    const charter = readCharter(await store.firstLeaf(logId), [this.#certifier]);
     if (charter === null || charter.origin !== head.origin) throw new LogFault('rewritten', 'the log in the database was not begun by this vault');
     const edges = new Map<number, Buffer>();
     for (let level = 0; Math.floor(size / 256 ** level) > 0; level += 1) {
@@ -246,34 +316,43 @@ export class Sequencer {
       const width = tileWidthAt(level, index, size);
       if (width > 0) edges.set(level, await this.#tile(logId, level, index, width));
     }
-    const reader = tileReader(size, async (ref) => await this.#tile(logId, ref.level, ref.index, ref.width));
+    const reader = this.#reader(head);
     const frontier = await frontierOf(size, reader);
     if (!frontier.root().equals(head.root)) throw new LogFault('corrupt', 'the tiles of the log do not give its root');
 
     const verifiers = [parseVkey(encodeVkey(head.origin, this.#options.signer.algorithm, this.#options.signer.publicKeySpki))];
-    const stored = await store.checkpoint(logId);
-    const notes = [stored, ...(await Promise.all(this.#options.witnesses.map((witness) => witness.last())))];
-    for (const [index, note] of notes.entries()) {
+    const kept = stored === null ? null : openCheckpoint(stored, verifiers);
+    if (stored !== null && kept === null) throw new LogFault('rewritten', 'a stored checkpoint is not signed by this log\'s key');
+    const held: Checkpoint[] = [];
+    for (const note of published) {
       // Of the log before this one, which the charter names, nothing can follow in this one.
       if (note === null || (charter.predecessor !== null && note.startsWith(`${charter.predecessor.origin}\n`))) continue;
       const checkpoint = openCheckpoint(note, verifiers);
-      const witnessed = index > 0;
-      if (checkpoint === null) throw new LogFault(witnessed ? 'behind_witness' : 'rewritten', witnessed ? `a witnessed checkpoint is of another log than ${head.origin}, or not signed by this log's key` : 'a stored checkpoint is not signed by this log\'s key');
-      await this.#assertExtends(checkpoint, head, reader, witnessed);
-      if (this.#signed === null || this.#signed.origin !== head.origin || this.#signed.size < checkpoint.size) this.#signed = checkpoint;
+      if (checkpoint === null) throw new LogFault('behind_witness', `a witnessed checkpoint is of another log than ${head.origin}, or not signed by this log's key`);
+      held.push(checkpoint);
     }
-    // What this instance signed or saw earlier holds as well, whatever the database says by now.
-    if (this.#signed !== null) await this.#assertExtends(this.#signed, head, reader, true);
+    // What this instance signed earlier holds as well, whatever the database says by now.
+    if (this.#signed !== null) held.push(this.#signed);
+    for (const checkpoint of held) await this.#assertExtends(checkpoint, head, reader, true);
+    if (kept !== null) await this.#assertExtends(kept, head, reader, false);
+    // It is stored before anybody sees it, so one that is not there any more was taken away.
+    for (const { size: witnessed } of held) if (kept === null || kept.size < witnessed) throw new LogFault('behind_witness', `the checkpoint of ${witnessed} entries, which was witnessed, is gone from the database`);
+    if (kept !== null) this.#signed = kept;
     // The last one may not have reached every witness.
-    if (stored !== null && notes.slice(1).some((note) => note !== stored)) this.#unpublished ??= { note: stored, at: now() };
+    if (stored !== null && published.some((note) => note !== stored)) this.#unpublished ??= { note: stored, at: now() };
 
-    const chains = new Map<bigint, Chain>();
-    const known = await store.chains();
-    const certificates = new Map((await store.certificates(known.map(({ writer }) => writer))).map(({ writer, certificate }) => [writer, certificate]));
-    for (const { writer, position, state } of known) chains.set(writer, { writer, position, state, key: this.#keyOf(writer, certificates.get(writer) ?? ''), reason: null });
+    const chains = new ChainSet<Chain>(maxActive);
+    for (const { writer, position, state } of await store.chains()) {
+      chains.add({ writer, position, state, identity: null, proven: false, reason: null, stuck: 0 }, state === 'succeeded');
+    }
     this.#metAt = Number.NEGATIVE_INFINITY;
-    this.#revisitedAt = Number.NEGATIVE_INFINITY;
-    return { head, builder: new TileBuilder(size, edges), frontier, chains };
+    this.#metAllAt = Number.NEGATIVE_INFINITY;
+    this.#head = head;
+    return { head, charter, builder: new TileBuilder(size, edges), frontier, chains };
+  }
+
+  #reader({ logId, size }: LogHead): HashReader {
+    return tileReader(size, async (ref) => await this.#tile(logId, ref.level, ref.index, ref.width));
   }
 
   async #tile(logId: number, level: number, index: number, width: number): Promise<Buffer> {
@@ -292,57 +371,77 @@ export class Sequencer {
     if (!verifyConsistency(earlier.size, head.size, earlier.root, head.root, proof)) throw new LogFault('rewritten', `the log in the database is not the one whose first ${earlier.size} entries were signed`);
   }
 
-  #keyOf(writer: bigint, certificate: string): KeyObject | null {
-    const text = openNote(certificate, [this.#certifier]);
-    const read = text === null ? null : readWriterCertificate(text);
-    return read !== null && read.writer === writer ? read.publicKey : null;
-  }
-
   /** One step on `state`, which is of no use any more if this throws or returns null: somebody else advanced the tree. */
-  async #advance(state: State): Promise<StepResult | null> {
-    const { store, maxBatches = 64, maxLeaves = 8192 } = this.#options;
+  async #advance(state: State, thorough: boolean): Promise<StepResult | null> {
+    const { store, maxBatches = 256, maxLeaves = 8192, maxBytes = 6 * 1024 * 1024 } = this.#options;
     const { head, chains, builder, frontier } = state;
-    const certificates = new Map<bigint, string>();
     const touched = new Set<Chain>();
 
-    // 1. Who writes. New writers are met once a second, and those that have a successor are looked at once a minute: what they committed last
-    // may have become visible after it.
+    // 1. Who writes. Those that wrote last are looked at in each step, the others in turn: of a writer that was killed something may still become visible.
     const time = performance.now();
-    if (time - this.#metAt >= meetEveryMs) {
+    if (thorough || time - this.#metAt >= meetEveryMs) {
+      const all = thorough || time - this.#metAllAt >= meetAllEveryMs;
       this.#metAt = time;
-      for (const { writer, certificate } of await store.newWriters()) {
-        const chain: Chain = { writer, position: chainStart, state: 'open', key: this.#keyOf(writer, certificate), reason: null };
-        chains.set(writer, chain);
-        certificates.set(writer, certificate);
-        if (chain.key === null) await this.#distrust(chain, 'its certificate is not the HSM\'s', touched);
+      if (all) this.#metAllAt = time;
+      const since = all ? null : new Date(this.#options.now().getTime() - clocksDifferMs);
+      const met: Chain[] = [];
+      for (const { writer } of await store.newWriters(since)) {
+        if (chains.get(writer) !== undefined) continue;
+        met.push(unread(writer));
+        chains.add(met.at(-1)!);
+      }
+      // Of many at once, the rest show who they are with their first batch.
+      await this.#identify(met.slice(0, 256), touched);
+    }
+    if (thorough || time - this.#strayedAt >= strayEveryMs) {
+      this.#strayedAt = time;
+      for (const { writer, position } of await store.strays()) {
+        const chain: Chain = { ...unread(writer), position, proven: true };
+        distrust(chain, `batch ${position.next} stands behind the end of the chain`, touched);
       }
     }
-    const revisit = time - this.#revisitedAt >= revisitEveryMs;
-    if (revisit) this.#revisitedAt = time;
-    const polled = [...chains.values()].filter(({ state: now }) => now === 'open' || (revisit && now === 'succeeded'));
-    for (const chain of polled) if (chain.key === null && chain.state !== 'distrusted') await this.#distrust(chain, 'its certificate is not the HSM\'s', touched);
+    const polled = chains.due(thorough);
 
     // 2. What they committed.
-    const found = await store.pending(polled.filter(({ state: now }) => now !== 'distrusted').map(({ writer, position }) => ({ writer, next: position.next })), maxBatches);
+    const limit = Math.max(1, Math.min(maxBatches, Math.ceil(pendingRows / Math.max(1, polled.length))));
+    const found = await store.pending(polled.map(({ writer, position }) => ({ writer, next: position.next })), limit, maxBytes);
     const queues = new Map<bigint, Batch[]>();
+    let bytes = 0;
     for (const batch of found) {
+      bytes += batch.bundle.length;
       const queue = queues.get(batch.writer);
       if (queue === undefined) queues.set(batch.writer, [batch]);
       else queue.push(batch);
     }
-    let more = [...queues.values()].some((queue) => queue.length >= maxBatches);
+    let more = bytes >= maxBytes || [...queues.values()].some((queue) => queue.length >= limit);
+    await this.#identify([...queues.keys()].map((writer) => chains.get(writer)!), touched);
+    for (const writer of queues.keys()) {
+      const chain = chains.get(writer)!;
+      chains.moved(chain);
+      if (!chain.proven && chain.state !== 'distrusted' && !(await this.#stands(chain, state))) return null;
+    }
 
     // 3. Their leaves, by the time of the batches as far as the chains allow.
     const batches: Advance['batches'][number][] = [];
     const tokens: Advance['tokens'][number][] = [];
-    const facets = new Map<string, Advance['facets'][number]>();
+    const facets: Advance['facets'][number][] = [];
+    const blockOf = new Map<bigint, number>();
+    const waiting: Chain[] = [];
     let oldest: Date | null = null;
     let size = head.size;
-    const append = (leaf: Uint8Array): void => {
+    const append = (leaf: Uint8Array, entry: Readonly<Record<string, unknown>>): void => {
       const hash = leafHash(leaf);
       frontier.append(hash);
       builder.append(hash);
-      this.#index(leaf, size, tokens, facets);
+      const keys = this.#keys.read(entry);
+      for (const token of keys.tokens) tokens.push({ key: tokenKey(token), entry: size });
+      const block = Math.floor(size / blockEntries);
+      for (const key of keys.facets) {
+        // Indexes ascend, so a key that was seen in this block was seen in it last.
+        if (blockOf.get(key) === block) continue;
+        blockOf.set(key, block);
+        facets.push({ key, block });
+      }
       size += 1;
     };
     for (let sinceTurn = 0; queues.size > 0 && size - head.size < maxLeaves; ) {
@@ -351,27 +450,28 @@ export class Sequencer {
       queue.shift();
       if (queue.length === 0) queues.delete(batch.writer);
       const chain = chains.get(batch.writer)!;
-      const followed = follow(chain, batch);
-      if (typeof followed === 'string') {
-        await this.#distrust(chain, followed, touched);
+      if (chain.state === 'distrusted') {
         queues.delete(batch.writer);
         continue;
       }
-      const { entries, position } = followed;
-      if (batch.number === 0n) {
-        const verdict = await this.#followsPredecessor(entries[0], chains, touched);
-        if (verdict === 'wait') {
-          queues.delete(batch.writer);
-          more = true;
-          continue;
-        }
+      const followed = follow(chain, batch);
+      if (typeof followed === 'string') {
+        distrust(chain, followed, touched);
+        queues.delete(batch.writer);
+        continue;
+      }
+      const { entries, parsed, position } = followed;
+      if (batch.number === 0n && (await this.#followsPredecessor(parsed[0], chain, chains, touched)) === 'wait') {
+        waiting.push(chain);
+        queues.delete(batch.writer);
+        continue;
       }
       batches.push({ firstIndex: size, writer: batch.writer, number: batch.number, entryCount: batch.entryCount, formedAt: batch.formedAt });
       if (oldest === null || batch.formedAt < oldest) oldest = batch.formedAt;
-      append(encodeBatchLeaf(batch, batch.number === 0n ? (certificates.get(batch.writer) ?? (await this.#certificateOf(batch.writer))) : null));
-      for (const entry of entries) append(entry);
+      append(encodeBatchLeaf(batch, batch.number === 0n ? chain.identity!.certificate : null), batchLeafEntry);
+      for (const [index, entry] of entries.entries()) append(entry, parsed[index]!);
       chain.position = position;
-      if (closes(entries.at(-1), batch.writer)) chain.state = 'closed';
+      if (isStop(parsed.at(-1), batch.writer)) chain.state = 'closed';
       touched.add(chain);
       sinceTurn += 1 + entries.length;
       if (sinceTurn >= leavesATurn) {
@@ -380,77 +480,113 @@ export class Sequencer {
       }
     }
     more ||= queues.size > 0;
+    // Who waits has a predecessor with batches to come, which the next step looks at. Where nothing moves, two wait for one another.
+    if (batches.length === 0 && touched.size === 0) {
+      for (const chain of waiting) {
+        chain.stuck += 1;
+        if (chain.stuck >= stuckSteps) distrust(chain, 'its predecessor never comes', touched);
+      }
+    }
+    more ||= waiting.length > 0;
 
-    // 4. All of it, or nothing. Dies before: the batches wait. After: the tree has grown, unsigned.
-    if (touched.size === 0 && batches.length === 0) return nothing;
-    const root = size === 0 ? emptyRoot : frontier.root();
+    // 4. Tell of it. Dies after this: it is told again, which is better than never.
+    const accused = [...touched].filter(({ state: now }) => now === 'distrusted');
+    const told = accused.slice(0, alertsAStep).map(({ writer, position, reason }) => this.#options.alert('batch_distrusted', { reason: reason!, writer: writerName(writer), next: Number(position.next) }));
+    if (accused.length > alertsAStep) told.push(this.#options.alert('batches_distrusted', { writers: accused.length - alertsAStep }));
+    await Promise.all(told);
+
+    // 5. All of it, or nothing. Dies before: the batches wait. After: the tree has grown, unsigned.
+    if (touched.size === 0) return { ...nothing, more };
+    const root = frontier.root();
     const committed = await store.advance(head, {
-      size, root, batches, tokens,
+      size, root, batches, tokens, facets,
       chains: [...touched].map(({ writer, position, state: now, reason }) => ({ writer, position, state: now, reason })),
       tiles: builder.take(),
-      facets: [...facets.values()],
     });
     if (!committed) return null;
     state.head = { ...head, size, root };
-    for (const chain of touched) if (chain.state === 'closed' || chain.state === 'distrusted') chains.delete(chain.writer);
+    // Unless `sign` has found meanwhile that the database lost what it had.
+    if (this.#head !== null) this.#head = state.head;
+    for (const chain of touched) {
+      chain.proven = true;
+      chain.stuck = 0;
+      if (chain.state === 'closed' || chain.state === 'distrusted') chains.remove(chain.writer);
+    }
     return { leaves: size - head.size, batches: batches.length, oldest, more };
   }
 
-  #index(leaf: Uint8Array, index: number, tokens: Advance['tokens'][number][], facets: Map<string, Advance['facets'][number]>): void {
-    let parsed: unknown;
-    try {
-      parsed = JSON.parse(Buffer.from(leaf.buffer, leaf.byteOffset, leaf.byteLength).toString('utf8'));
-    } catch {
-      // Signed by a genuine writer, so it stands in the tree; nothing finds it.
-      return;
-    }
-    if (typeof parsed !== 'object' || parsed === null) return;
-    const keys = this.#keys.read(parsed as Record<string, unknown>);
-    for (const token of keys.tokens) tokens.push({ key: tokenKey(token), entry: index });
-    const block = Math.floor(index / blockEntries);
-    for (const key of keys.facets) {
-      const id = `${key} ${block}`;
-      if (!facets.has(id)) facets.set(id, { key, block });
+  /** Reads the certificates of those whose key is not known yet. Who has none of the HSM's is distrusted. */
+  async #identify(chains: readonly Chain[], touched: Set<Chain>): Promise<void> {
+    const unknown = chains.filter(({ identity }) => identity === null);
+    if (unknown.length === 0) return;
+    const certificates = new Map((await this.#options.store.certificates(unknown.map(({ writer }) => writer))).map(({ writer, certificate }) => [writer, certificate]));
+    for (const chain of unknown) {
+      const certificate = certificates.get(chain.writer) ?? '';
+      const text = certificate.length > maxCertificate ? null : openNote(certificate, [this.#certifier]);
+      const read = text === null ? null : readWriterCertificate(text);
+      if (read !== null && read.writer === chain.writer) chain.identity = { certificate, key: read.publicKey };
+      else distrust(chain, 'its certificate is not the HSM\'s', touched);
     }
   }
 
-  async #certificateOf(writer: bigint): Promise<string> {
-    const [row] = await this.#options.store.certificates([writer]);
-    if (row === undefined) throw new Error('a writer of the log is gone');
-    return row.certificate;
-  }
-
-  /** Takes nothing of a writer from here on, and tells of it first: an alert that is told twice is better than none. */
-  async #distrust(chain: Chain, reason: string, touched: Set<Chain>): Promise<void> {
-    await this.#options.alert('batch_distrusted', { reason, writer: writerName(chain.writer), next: Number(chain.position.next) });
-    chain.state = 'distrusted';
-    chain.reason = reason;
-    touched.add(chain);
+  /**
+   * A chain's position is only a row, and whoever moved it on would have batches left out of the tree with every signature in place: so before a chain
+   * goes on from it, the batch before it is found in the tree. One that was moved out of the database since cannot be.
+   *
+   * @returns false if another instance has advanced the tree since it was read. @throws LogFault
+   */
+  async #stands(chain: Chain, { head, charter }: State): Promise<boolean> {
+    const { writer, position, identity } = chain;
+    const { store } = this.#options;
+    const carried = charter.carried.find((each) => each.writer === writer);
+    const begins = carried === undefined ? position.next === 0n : carried.next === position.next && carried.previous.equals(position.previous);
+    if (!begins) {
+      const last = await store.batch(writer, position.next - 1n);
+      const place = await store.placeOf(head.logId, writer, position.next - 1n);
+      const stands =
+        place !== null && place < head.size &&
+        (last === null || (headerHash(batchHeader(last)).equals(position.previous) && last.formedAt.getTime() === position.formedAt?.getTime() &&
+          verifyInclusion(leafHash(encodeBatchLeaf(last, last.number === 0n ? identity!.certificate : null)), place, head.size, head.root, await inclusionProof(place, head.size, this.#reader(head)))));
+      if (!stands) {
+        // Chains are read after the head.
+        const now = await store.head();
+        if (now?.logId !== head.logId || now.size !== head.size) return false;
+        throw new LogFault('rewritten', `the log does not hold batch ${position.next - 1n} of writer ${writerName(writer)}, from which the database says that it goes on`);
+      }
+    }
+    chain.proven = true;
+    return true;
   }
 
   /**
    * What a new writer says of the one before it in its place: that batch must be in the tree already, or come before. If it is nowhere, somebody
    * cut off the tail of the predecessor's chain.
    */
-  async #followsPredecessor(first: Uint8Array | undefined, chains: ReadonlyMap<bigint, Chain>, touched: Set<Chain>): Promise<'go on' | 'wait'> {
-    const claim = predecessorOf(first);
+  async #followsPredecessor(start: Readonly<Record<string, unknown>> | undefined, successor: Chain, chains: ChainSet<Chain>, touched: Set<Chain>): Promise<'go on' | 'wait'> {
+    const claim = readPredecessor(start);
     if (claim === null) return 'go on';
     const { store } = this.#options;
-    const live = chains.get(claim.writer);
-    const stored = live === undefined ? await store.chain(claim.writer) : null;
-    const chain: Chain = live ?? { writer: claim.writer, position: stored?.position ?? chainStart, state: stored?.state ?? 'open', key: null, reason: null };
+    let chain = chains.get(claim.writer);
+    if (chain === undefined) {
+      const stored = await store.chain(claim.writer);
+      chain = { ...unread(claim.writer), ...(stored === null ? {} : { position: stored.position, state: stored.state, proven: false }) };
+      // Not met yet, since its clock may be another, or met by another instance.
+      const registered = stored !== null || (await store.certificates([claim.writer])).length > 0;
+      if (registered && (chain.state === 'open' || chain.state === 'succeeded')) chains.add(chain);
+    }
     if (chain.state === 'distrusted') return 'go on';
     if (chain.position.next <= claim.last) {
-      if (chain.state !== 'closed' && (await store.batch(claim.writer, claim.last)) !== null) {
-        this.#revisitedAt = Number.NEGATIVE_INFINITY;
+      // Nobody's successor is waited for but of a writer that more can come of: see `stuck` for those that go in a circle.
+      if (chain.state !== 'closed' && chain !== successor && chains.get(claim.writer) === chain && (await store.batch(claim.writer, claim.last)) !== null) {
+        chains.moved(chain);
         return 'wait';
       }
-      await this.#distrust(chain, `batch ${claim.last} is missing, which its successor names as the last`, touched);
+      distrust(chain, `batch ${claim.last} is missing, which its successor names as the last`, touched);
       return 'go on';
     }
     const hash = chain.position.next === claim.last + 1n ? chain.position.previous : await this.#hashOf(claim.writer, claim.last);
     if (hash !== null && !hash.equals(claim.hash)) {
-      await this.#distrust(chain, `batch ${claim.last} is not the one that its successor saw committed`, touched);
+      distrust(chain, `batch ${claim.last} is not the one that its successor saw committed`, touched);
       return 'go on';
     }
     if (chain.state === 'open') {
@@ -467,12 +603,38 @@ export class Sequencer {
   }
 }
 
-/** The position after `batch` with its entries, or what is wrong with it. */
-function follow(chain: Chain, batch: Batch): { readonly position: ChainPosition; readonly entries: readonly Uint8Array[] } | string {
+/** A chain of which nothing is in the tree. */
+function unread(writer: bigint): Chain {
+  return { writer, identity: null, proven: true, position: chainStart, state: 'open', reason: null, stuck: 0 };
+}
+
+/** Takes nothing of a writer from here on. */
+function distrust(chain: Chain, reason: string, touched: Set<Chain>): void {
+  chain.state = 'distrusted';
+  chain.reason = reason;
+  touched.add(chain);
+}
+
+/** What a batch's own leaf is found by. */
+const batchLeafEntry = { action: batchLeafAction, outcome: 'allowed' } as const;
+/** Leaves that only a log has: no writer may bring them. */
+const reserved: ReadonlySet<unknown> = new Set([batchLeafAction, 'log.start']);
+
+/** The position after `batch` with its entries, or what is wrong with it. What a verifier of the log would refuse must not come into it. */
+function follow(chain: Chain, batch: Batch): { readonly position: ChainPosition; readonly entries: readonly Uint8Array[]; readonly parsed: readonly Readonly<Record<string, unknown>>[] } | string {
+  if (chain.state === 'closed') return `batch ${batch.number} stands behind the end of the chain`;
   let entries: readonly Uint8Array[] = [];
-  const position = followChain(chain.position, batch, chain.key!, (bundle) => (entries = decodeBundle(bundle)).length);
+  const position = followChain(chain.position, batch, chain.identity!.key, (bundle) => (entries = decodeBundle(bundle)).length);
   if (typeof position === 'string') return position;
-  return { position, entries };
+  const parsed: Readonly<Record<string, unknown>>[] = [];
+  for (const bytes of entries) {
+    const entry = readEntry(bytes);
+    if (entry === null || reserved.has(entry['action'])) return `batch ${batch.number} holds what is no entry of a writer`;
+    parsed.push(entry);
+  }
+  if ((batch.kind === 'tombstone') !== (entries.length === 0)) return `batch ${batch.number} holds entries in a tombstone, or none outside of one`;
+  if (batch.number === 0n && (parsed[0]?.['action'] !== 'writer.start' || detailOf(parsed[0])['writer'] !== writerName(batch.writer))) return 'batch 0 does not tell of its writer\'s start';
+  return { position, entries, parsed };
 }
 
 function oldestOf(queues: ReadonlyMap<bigint, readonly Batch[]>): Batch {
@@ -481,28 +643,36 @@ function oldestOf(queues: ReadonlyMap<bigint, readonly Batch[]>): Batch {
   return oldest!;
 }
 
-/** Whether an entry is the one with which a writer ends its chain. */
-export function closes(entry: Uint8Array | undefined, writer: bigint): boolean {
-  if (entry === undefined || !Buffer.from(entry.buffer, entry.byteOffset, entry.byteLength).includes('"writer.stop"')) return false;
-  const parsed = parseEntry(entry);
-  return parsed?.['action'] === 'writer.stop' && (parsed['detail'] as Record<string, unknown> | undefined)?.['writer'] === writerName(writer);
+function detailOf(entry: Readonly<Record<string, unknown>> | undefined): Readonly<Record<string, unknown>> {
+  const detail = entry?.['detail'];
+  return typeof detail === 'object' && detail !== null ? (detail as Record<string, unknown>) : {};
 }
 
-/** The batch that a start entry names as its predecessor's last; null if it names none. */
-export function predecessorOf(entry: Uint8Array | undefined): { readonly writer: bigint; readonly last: bigint; readonly hash: Buffer } | null {
-  const parsed = entry === undefined ? null : parseEntry(entry);
-  if (parsed?.['action'] !== 'writer.start') return null;
-  const { predecessor, predecessor_last: last, predecessor_hash: hash } = (parsed['detail'] ?? {}) as Record<string, unknown>;
-  if (typeof predecessor !== 'string' || typeof last !== 'string' || typeof hash !== 'string') return null;
-  if (!/^[0-7][0-9a-f]{15}$/u.test(predecessor) || !/^[0-9]{1,19}$/u.test(last) || !/^[0-9a-f]{64}$/u.test(hash)) return null;
+function isStop(entry: Readonly<Record<string, unknown>> | undefined, writer: bigint): boolean {
+  return entry?.['action'] === 'writer.stop' && detailOf(entry)['writer'] === writerName(writer);
+}
+
+function readPredecessor(start: Readonly<Record<string, unknown>> | undefined): Predecessor | null {
+  const { predecessor, predecessor_last: last, predecessor_hash: hash } = detailOf(start);
+  if (start?.['action'] !== 'writer.start' || typeof predecessor !== 'string' || typeof last !== 'string' || typeof hash !== 'string') return null;
+  if (!/^[0-7][0-9a-f]{15}$/u.test(predecessor) || !/^[0-9]{1,18}$/u.test(last) || !/^[0-9a-f]{64}$/u.test(hash)) return null;
   return { writer: BigInt(`0x${predecessor}`), last: BigInt(last), hash: Buffer.from(hash, 'hex') };
 }
 
-function parseEntry(entry: Uint8Array): Record<string, unknown> | null {
-  try {
-    const parsed: unknown = JSON.parse(Buffer.from(entry.buffer, entry.byteOffset, entry.byteLength).toString('utf8'));
-    return typeof parsed === 'object' && parsed !== null ? (parsed as Record<string, unknown>) : null;
-  } catch {
-    return null;
-  }
+/** The batch that a start entry names as its predecessor's last. */
+interface Predecessor {
+  readonly writer: bigint;
+  readonly last: bigint;
+  readonly hash: Buffer;
+}
+
+/** Whether an entry is the one with which a writer ends its chain. */
+export function closes(entry: Uint8Array | undefined, writer: bigint): boolean {
+  if (entry === undefined || !Buffer.from(entry.buffer, entry.byteOffset, entry.byteLength).includes('"writer.stop"')) return false;
+  return isStop(readEntry(entry) ?? undefined, writer);
+}
+
+/** The batch that a start entry names as its predecessor's last; null if it names none. */
+export function predecessorOf(entry: Uint8Array | undefined): Predecessor | null {
+  return entry === undefined ? null : readPredecessor(readEntry(entry) ?? undefined);
 }

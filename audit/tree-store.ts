@@ -2,6 +2,7 @@
 import type { ClientBase, Pool } from 'pg';
 import type { Batch } from './chain.ts';
 import type { RestartStore } from './restart.ts';
+import { LogFault } from './sequencer.ts';
 import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain } from './sequencer.ts';
 import type { LogView } from './log-watch.ts';
 import { batchOfRow } from './store.ts';
@@ -46,34 +47,48 @@ export function postgresTreeStore(pool: Pool): RestartStore {
     },
     tile: (logId, level, index) => readTile(pool, logId, level, index),
     async chains() {
-      const { rows } = await pool.query<ChainRow>('SELECT writer, next, previous, formed_at, state FROM log_chains WHERE state IN (0, 2)');
+      const { rows } = await pool.query<ChainRow>('SELECT writer, next, previous, formed_at, state FROM log_chains WHERE state IN (0, 2) ORDER BY formed_at NULLS FIRST, writer');
       return rows.map(storedChain);
     },
     async chain(writer) {
       const { rows } = await pool.query<ChainRow>('SELECT writer, next, previous, formed_at, state FROM log_chains WHERE writer = $1::bigint', [writer]);
       return rows[0] === undefined ? null : storedChain(rows[0]);
     },
-    async newWriters() {
-      const { rows } = await pool.query<{ writer: string; certificate: string }>(
-        `SELECT writer, certificate FROM writers w WHERE NOT EXISTS (SELECT 1 FROM log_chains c WHERE c.writer = w.writer) ORDER BY started_at, writer LIMIT 1000`,
-      );
-      return rows.map(registered);
+    async newWriters(since) {
+      const { rows } = await pool.query<{ writer: string; started_at: Date }>({
+        name: 'new-writers',
+        text: `SELECT writer, started_at FROM writers w
+               WHERE started_at > coalesce($1::timestamptz, '-infinity') AND NOT EXISTS (SELECT 1 FROM log_chains c WHERE c.writer = w.writer) ORDER BY started_at, writer`,
+        values: [since],
+      });
+      return rows.map((row) => ({ writer: BigInt(row.writer), startedAt: row.started_at }));
     },
     async certificates(writers) {
       const { rows } = await pool.query<{ writer: string; certificate: string }>('SELECT writer, certificate FROM writers WHERE writer = ANY ($1::bigint[])', [writers]);
       return rows.map(registered);
     },
-    async pending(positions, limit) {
+    async pending(positions, limit, maxBytes) {
       if (positions.length === 0) return [];
+      // Whatever a row says of its time, none comes before its predecessor: what is cut off is the end of a chain.
       const { rows } = await pool.query<BatchRow & { writer: string }>({
         name: 'pending-batches',
-        text: `SELECT w.writer, b.number, b.kind, b.formed_at, b.entry_count, b.previous, b.bundle, b.signature
-               FROM unnest($1::bigint[], $2::bigint[]) AS w(writer, next)
-               CROSS JOIN LATERAL (SELECT * FROM batches WHERE writer = w.writer AND number >= w.next ORDER BY number LIMIT $3::int) b
-               ORDER BY w.writer, b.number`,
-        values: [positions.map(({ writer }) => writer), positions.map(({ next }) => next), limit],
+        text: `SELECT writer, number, kind, formed_at, entry_count, previous, bundle, signature
+               FROM (SELECT *, sum(bytes) OVER (ORDER BY reach, writer, number) - bytes AS before
+                     FROM (SELECT b.*, octet_length(b.bundle) AS bytes, max(b.formed_at) OVER (PARTITION BY b.writer ORDER BY b.number) AS reach
+                           FROM unnest($1::bigint[], $2::bigint[]) AS w(writer, next)
+                           CROSS JOIN LATERAL (SELECT * FROM batches WHERE writer = w.writer AND number >= w.next ORDER BY number LIMIT $3::int) b) AS found) AS counted
+               WHERE before < $4::bigint
+               ORDER BY writer, number`,
+        values: [positions.map(({ writer }) => writer), positions.map(({ next }) => next), limit, maxBytes],
       });
-      return rows.map((row) => batchOfRow(BigInt(row.writer), row));
+      return rows.map((row) => {
+        try {
+          return batchOfRow(BigInt(row.writer), row);
+        } catch {
+          // Of a kind that was never written.
+          return batchOfRow(BigInt(row.writer), { ...row, kind: 0, signature: Buffer.alloc(0) });
+        }
+      });
     },
     async batch(writer, number): Promise<Batch | null> {
       const { rows } = await pool.query<BatchRow>('SELECT number, kind, formed_at, entry_count, previous, bundle, signature FROM batches WHERE writer = $1::bigint AND number = $2::bigint', [writer, number]);
@@ -82,15 +97,31 @@ export function postgresTreeStore(pool: Pool): RestartStore {
     async close(writers, reason) {
       await pool.query('UPDATE log_chains SET state = 1, reason = $2::text WHERE writer = ANY ($1::bigint[]) AND state IN (0, 2)', [writers, reason]);
     },
+    placeOf: (logId, writer, number) => readPlace(pool, logId, writer, number),
+    async strays() {
+      const { rows } = await pool.query<ChainRow>({
+        name: 'stray-batches',
+        text: `SELECT writer, next, previous, formed_at, state FROM log_chains c
+               WHERE state = 1 AND EXISTS (SELECT 1 FROM batches b WHERE b.writer = c.writer AND b.number >= c.next) LIMIT 100`,
+      });
+      return rows.map(storedChain);
+    },
     advance: (from, step) => inTransaction(pool, (tx) => writeStep(tx, from, step)),
     checkpoint: (logId) => readCheckpoint(pool, logId),
-    async addCheckpoint(logId, size, note, at) {
-      await inTransaction(pool, async (tx) => {
+    addCheckpoint: ({ logId, size, root }, note, at) =>
+      inTransaction(pool, async (tx) => {
+        const { rowCount } = await tx.query('SELECT 1 FROM logs WHERE log_id = $1::int AND (size > $2::bigint OR (size = $2::bigint AND root = $3::bytea))', [logId, size, root]);
+        if (rowCount === 0) return false;
         await tx.query('INSERT INTO log_checkpoints (log_id, size, note, signed_at) VALUES ($1::int, $2::bigint, $3::text, $4::timestamptz) ON CONFLICT DO NOTHING', [logId, size, note, at]);
         return true;
-      });
-    },
+      }),
   };
+}
+
+/** Chains that nothing is taken of any more, and why: the ones with which the sequencer was most recently at odds. */
+export async function readDistrusted(client: Queryable, limit: number): Promise<{ readonly writer: bigint; readonly next: bigint; readonly reason: string }[]> {
+  const { rows } = await client.query<{ writer: string; next: string; reason: string | null }>('SELECT writer, next, reason FROM log_chains WHERE state = 3 ORDER BY formed_at DESC NULLS LAST, writer LIMIT $1::int', [limit]);
+  return rows.map(({ writer, next, reason }) => ({ writer: BigInt(writer), next: BigInt(next), reason: reason ?? '' }));
 }
 
 type Queryable = Pick<ClientBase, 'query'>;
@@ -122,6 +153,16 @@ export async function readCheckpoint(client: Queryable, logId: number): Promise<
   return rows[0]?.note ?? null;
 }
 
+/** Index of a batch's leaf in the tree of a log; null if it is not in it. */
+async function readPlace(client: Queryable, logId: number, writer: bigint, number: bigint): Promise<number | null> {
+  const { rows } = await client.query<{ first_index: string }>({
+    name: 'log-place',
+    text: 'SELECT first_index FROM log_batches WHERE writer = $1::bigint AND number = $2::bigint AND log_id = $3::int',
+    values: [writer, number, logId],
+  });
+  return rows[0] === undefined ? null : Number(rows[0].first_index);
+}
+
 /** One step of the sequencer. False, with nothing written, if the head is not `from` any more. */
 async function writeStep(tx: ClientBase, from: LogHead, step: Advance): Promise<boolean> {
   const { logId } = from;
@@ -134,12 +175,18 @@ async function writeStep(tx: ClientBase, from: LogHead, step: Advance): Promise<
   if (rowCount !== 1) return false;
   const { batches, chains, tiles, tokens, facets } = step;
   if (batches.length > 0) {
-    await tx.query({
-      name: 'log-batches',
-      text: `INSERT INTO log_batches (log_id, first_index, writer, number, entry_count, formed_at)
-             SELECT $1::int, * FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::int[], $6::timestamptz[])`,
-      values: [logId, batches.map((b) => b.firstIndex), batches.map((b) => b.writer), batches.map((b) => b.number), batches.map((b) => b.entryCount), batches.map((b) => b.formedAt)],
-    });
+    try {
+      await tx.query({
+        name: 'log-batches',
+        text: `INSERT INTO log_batches (log_id, first_index, writer, number, entry_count, formed_at)
+               SELECT $1::int, * FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::int[], $6::timestamptz[])`,
+        values: [logId, batches.map((b) => b.firstIndex), batches.map((b) => b.writer), batches.map((b) => b.number), batches.map((b) => b.entryCount), batches.map((b) => b.formedAt)],
+      });
+    } catch (error) {
+      // unique_violation. Nobody else advances this head meanwhile: somebody turned a chain's position back.
+      if ((error as { code?: unknown }).code === '23505') throw new LogFault('rewritten', 'a batch that the database says is next stands in the log already');
+      throw error;
+    }
   }
   if (tiles.length > 0) {
     await tx.query({
@@ -204,13 +251,10 @@ export function postgresLogView(client: Queryable): LogView {
     head: () => readHead(client),
     checkpoint: (logId) => readCheckpoint(client, logId),
     tile: (logId, level, index) => readTile(client, logId, level, index),
-    async placeOf(writer, number) {
-      const { rows } = await client.query<{ first_index: string }>({
-        name: 'log-place',
-        text: 'SELECT first_index FROM log_batches WHERE writer = $1::bigint AND number = $2::bigint',
-        values: [writer, number],
-      });
-      return rows[0] === undefined ? null : Number(rows[0].first_index);
+    placeOf: (logId, writer, number) => readPlace(client, logId, writer, number),
+    async distrusts(writers) {
+      const { rows } = await client.query<{ writer: string }>({ name: 'log-distrusts', text: 'SELECT writer FROM log_chains WHERE writer = ANY ($1::bigint[]) AND state = 3', values: [writers] });
+      return rows.map(({ writer }) => BigInt(writer));
     },
   };
 }

@@ -17,7 +17,8 @@ const tailBytes = 64 * 1024;
 
 export class WitnessFile implements Witness {
   readonly #folder: string;
-  #last: string | null | undefined;
+  /** What this instance published last; others may have published since. */
+  #published: string | null = null;
 
   /** @param folder is made if it is not there. */
   constructor(folder: string) {
@@ -27,7 +28,7 @@ export class WitnessFile implements Witness {
 
   /** Dies half-way: a line without its end, which the next one leaves behind and `last` passes over. */
   async publish(note: string, at: Date): Promise<void> {
-    if (note === (await this.last())) return;
+    if (note === this.#published || note === (await this.last())) return;
     const path = join(this.#folder, `checkpoints-${at.toISOString().slice(0, 7)}.jsonl`);
     const file = await open(path, 'a', 0o600);
     try {
@@ -39,25 +40,24 @@ export class WitnessFile implements Witness {
     } finally {
       await file.close();
     }
-    this.#last = note;
+    this.#published = note;
   }
 
   /** @throws Error if the newest file holds lines and none of them is a checkpoint: it was damaged, and must not count as empty. */
   async last(): Promise<string | null> {
-    if (this.#last !== undefined) return this.#last;
     for (const name of readdirSync(this.#folder).filter((entry) => fileName.test(entry)).sort().toReversed()) {
       const path = join(this.#folder, name);
       const { size } = await stat(path);
       if (size === 0) continue;
       const lines = (await readTail(path, size)).split('\n').slice(0, -1);
-      for (const line of lines.toReversed()) {
-        const note = noteOf(line);
-        if (note !== null) return (this.#last = note);
-      }
+      const notes = lines.map(noteOf).filter((note) => note !== null);
+      const newest = notes.at(-1);
+      // Of two instances that took turns, the one that came late may have written last.
+      if (newest !== undefined) return notes.filter((note) => originOf(note) === originOf(newest)).reduce((largest, note) => (sizeOf(note) >= sizeOf(largest) ? note : largest));
       // One line that was cut off before its end is what a crash leaves in a new file; anything else is damage.
       if (lines.length > 0) throw new Error(`${path}: holds no checkpoint that can be read: restore it`);
     }
-    return (this.#last = null);
+    return null;
   }
 }
 
@@ -69,6 +69,10 @@ function noteOf(line: string): string | null {
     return null;
   }
 }
+
+/** First and second line of a checkpoint. Whether somebody signed it, whoever reads it finds out. */
+const originOf = (note: string): string => note.split('\n', 1)[0]!;
+const sizeOf = (note: string): number => Number(note.split('\n', 2)[1]);
 
 async function readTail(path: string, size: number): Promise<string> {
   if (size <= tailBytes) return await readFile(path, 'utf8');

@@ -21,6 +21,8 @@ CREATE TABLE log_chains (
   reason      text
 );
 CREATE INDEX log_chains_open ON log_chains (writer) WHERE state IN (0, 2);
+-- The sequencer asks for new writers each second.
+CREATE INDEX writers_started_at ON writers (started_at);
 
 -- Where each batch stands: its batch leaf at first_index, its entries behind it.
 CREATE TABLE log_batches (
