@@ -33,7 +33,7 @@ t.test('help is on standard output with exit code 0, and what is not understood 
   const usage = await audit(['--help']);
   t.match(usage, { code: 0, err: '' });
   t.match(usage.out, /^cofre audit <command> \[options\]\n\n[A-Z]/u);
-  for (const command of ['export', 'verify', 'prove', 'check-proof', 'vkey']) {
+  for (const command of ['export', 'verify', 'search', 'prove', 'check-proof', 'vkey', 'restart']) {
     t.match(usage.out, new RegExp(`^ {2}${command} +\\S`, 'mu'));
     const help = await audit([command, '--help']);
     t.match(help, { code: 0, err: '' });

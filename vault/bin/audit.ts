@@ -1,4 +1,7 @@
-/** `cofre audit …`: what an auditor does with the log, on any machine. Only `export`, `prove` and `vkey` speak to a vault, and only if they are not told otherwise. */
+/**
+ * `cofre audit …`: what an auditor does with the log, on any machine. Only `export`, `search`, `prove` and `vkey` speak to a vault, and only if they are not
+ * told otherwise; `restart` is the operator's, on the vault's own machine.
+ */
 import { readFileSync } from 'node:fs';
 import { open, rename } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
@@ -19,6 +22,7 @@ import type { NoteVerifier } from '../../audit/note.ts';
 import { checkProof, encodeProof, parseProof } from '../../audit/proof.ts';
 import { tilePath, tileReader, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { httpsFiles } from '../../platform-adapters/client/https-log.ts';
+import { ConfigError, loadConfig } from '../config.ts';
 import { explain } from './explain.ts';
 import { count, openProgress } from './progress.ts';
 
@@ -57,13 +61,16 @@ const vaultHelp = `  --url URL     admin listener of the vault; default https://
 
 const usage = `cofre audit <command> [options]
 
-Copies, verifies and proves the log. Only export, prove and vkey speak to a vault; all else works on any machine without one.
+Copies, verifies, searches and proves the log. Only export, search, prove and vkey speak to a vault, and restart needs its home; all else works on any
+machine without one.
 
   export       copy the log to a folder or a bucket, or bring a copy up to date
   verify       verify a copy from its entries to its signed root, offline
+  search       find entries by token, caller, tenant, action, outcome, code, purpose and time; itself an entry
   prove        write a proof that one entry is in the log
   check-proof  check such a proof, offline, and print the entry
   vkey         print the public key of the log
+  restart      begin a new log after the database was restored from a backup
 
   --help       this, or the command's own help
 `;
@@ -97,6 +104,38 @@ is wrong. Needs no vault. Exit code 1 if anything is.
     flags: ['json'],
     words: [1, 1],
     run: verifyCommand,
+  },
+  search: {
+    help: `cofre audit search [--token T] [--caller URI] [--tenant NAME] [--action A] [--outcome O] [--code C] [--purpose P] [--from TIME] [--to TIME] [options]
+
+Prints the entries that match all of it, newest first, as JSON: their index and what they say. The search is an entry of the log itself.
+
+  --token TOKEN   entries that name this token, the one of its making too
+  --caller URI    SPIFFE id of the caller; --tenant NAME, --action NAME, --code CODE and --purpose NAME as entries say them
+  --outcome NAME  allowed, refused or failed
+  --from TIME     of this time or later, of UTC: 2026-11-25 or 2026-11-25T10:00:00Z
+  --to TIME       earlier than this time
+  --limit N       at most so many entries (100)
+  --json          one JSON object a line, instead of indented
+${vaultHelp}`,
+    options: ['token', 'caller', 'tenant', 'action', 'outcome', 'code', 'purpose', 'from', 'to', 'limit', ...vaultOptions],
+    flags: ['json'],
+    words: [0, 0],
+    run: searchCommand,
+  },
+  restart: {
+    help: `cofre audit restart [--home DIR] [--config FILE] [--json]
+
+Begins a new log that names the one that was witnessed, on the machine of a vault that is stopped, after its database was restored from an older backup: the
+vault does not start over such a log by itself. What was signed since the backup stays signed, and only copies of the old log hold it.
+
+  --config FILE  configuration; default cofre.config.yaml in the home, else the defaults of development
+  --home DIR     state of the vault; default COFRE_HOME, else .cofre beside the package
+`,
+    options: ['config'],
+    flags: ['json'],
+    words: [0, 0],
+    run: restartCommand,
   },
   prove: {
     help: `cofre audit prove INDEX [--from DIR|s3://BUCKET/PREFIX] [--out FILE] [--vkey KEY] [options]
@@ -184,7 +223,7 @@ export async function audit(argv: readonly string[], env: NodeJS.ProcessEnv): Pr
   } catch (error) {
     process.stderr.write(`${error instanceof UsageError ? `cofre audit ${name}` : 'cofre'}: ${explain(error)}\n`);
     if (env['COFRE_DEBUG'] === '1' && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
-    return error instanceof UsageError ? 2 : 1;
+    return error instanceof UsageError || error instanceof ConfigError ? 2 : 1;
   }
 }
 
@@ -429,6 +468,54 @@ async function vkeyCommand(call: Call): Promise<number> {
   } finally {
     vault.close();
   }
+}
+
+/** An answer of a thousand entries, each as large as it can be, is no more than this. */
+const maxAnswerBytes = 128 * 1024 * 1024;
+const criteria = ['token', 'caller', 'tenant', 'action', 'outcome', 'code', 'purpose', 'from', 'to'] as const;
+
+async function searchCommand(call: Call): Promise<number> {
+  const one = (option: string): string | undefined => call.options[option]?.[0];
+  const limit = Number(one('limit') ?? '100');
+  if (!Number.isInteger(limit) || limit < 1) throw new UsageError('--limit is to be a number of entries');
+  const asked = criteria.flatMap((name): [string, string][] => {
+    const value = one(name);
+    return value === undefined ? [] : [[name, value]];
+  });
+  const vault = vaultFiles(call);
+  try {
+    let left = limit;
+    for (let before: number | null = null; ; ) {
+      const parameters = new URLSearchParams([...asked, ['limit', String(Math.min(left, 1000))]]);
+      if (before !== null) parameters.set('before', String(before));
+      const answer = await vault.read(`search?${parameters.toString()}`, maxAnswerBytes);
+      if (answer === null) throw new Error('the vault has no log that can be searched');
+      const { items, next, searchable_from: from } = JSON.parse(answer.toString('utf8')) as { items: { index: number; entry: unknown }[]; next: number | null; searchable_from?: { index: number; time: string | null } };
+      for (const item of items) process.stdout.write(`${call.flags.has('json') ? JSON.stringify(item) : JSON.stringify(item, null, 2)}\n`);
+      left -= items.length;
+      before = next;
+      if (before === null || left <= 0) {
+        if (from !== undefined && from.index > 0) process.stderr.write(`entries before ${count(from.index)} (${from.time ?? ''}) were moved to the archive and are not searched\n`);
+        return 0;
+      }
+    }
+  } finally {
+    vault.close();
+  }
+}
+
+async function restartCommand(call: Call): Promise<number> {
+  const { restartLogOf } = await import('./restart-log.ts');
+  const file = call.options['config']?.[0];
+  const config = loadConfig({ home: call.home, file: file === undefined ? null : resolve(file), env: call.env });
+  const { origin, predecessor, had, carried, movedAside } = await restartLogOf(call.home, config, call.env);
+  if (call.flags.has('json')) process.stdout.write(`${JSON.stringify({ origin, predecessor: { origin: predecessor.origin, size: predecessor.size, root: predecessor.root.toString('base64') }, had, carried, moved_aside: movedAside })}\n`);
+  else {
+    process.stdout.write(`${origin} begins; it names ${predecessor.origin} with ${count(predecessor.size)} entries, of which the database has ${count(had)}\n`);
+    if (carried > 0) process.stdout.write(`${count(carried)} writers go on in it\n`);
+    for (const path of movedAside) process.stdout.write(`moved aside: ${path}\n`);
+  }
+  return 0;
 }
 
 /** Writes a file whole or not at all. */

@@ -15,7 +15,7 @@ import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { assertLastBatch } from './continuity.ts';
 import { connectionOf, endPool, givenDatabase } from './database.ts';
-import { readPin } from './development.ts';
+import { prepareDevelopment, readPin } from './development.ts';
 
 /**
  * Begins a new log that names the one that was witnessed, and moves aside the notes of batches that the restored database lacks.
@@ -26,6 +26,10 @@ export async function restartLogOf(home: string, config: Config, env: NodeJS.Pro
   await using stack = new AsyncDisposableStack();
   if (!existsSync(home)) throw new Error(`${home}: there is no vault`);
   stack.defer(await lockFolder(home, 2000));
+  if (config.profile === 'development') {
+    if (!existsSync(join(home, 'hsm/ceremony.json'))) throw new Error(`${home}: there is no vault`);
+    await prepareDevelopment(home, config);
+  }
   const roleFile = join(home, 'secrets/database-roles.json');
   let url = env['DATABASE_URL'] ?? '';
   if (url === '') {
