@@ -44,12 +44,17 @@ export function watchLog(stack: AsyncDisposableStack, { config, connection, sign
   const clockBehindMs = (): number => Math.max(0, ...writers.map((writer) => writer.clockBehindMs()));
   /** What has been told of, so that it is told once. */
   let told: string | null = null;
+  let logged: string | null = null;
 
   const tell = (kind: string, detail: Entry['detail']): void => {
     if (told === kind) return;
     told = kind;
-    log.error('the log is not as it must be', { kind });
-    void record({ action: 'log.alert', at: now(), outcome: 'failed', detail: { kind, ...detail } }).catch(() => undefined);
+    if (logged !== kind) log.error('the log is not as it must be', { kind });
+    logged = kind;
+    record({ action: 'log.alert', at: now(), outcome: 'failed', detail: { kind, ...detail } }).catch(() => {
+      // The database is away, or refuses: it is told of once it takes entries again.
+      if (told === kind) told = null;
+    });
   };
   let ended = false;
   let timer: NodeJS.Timeout | undefined;
@@ -63,7 +68,7 @@ export function watchLog(stack: AsyncDisposableStack, { config, connection, sign
     if (watch.fault !== null) tell('not_as_signed', { reason: watch.fault });
     else if (watch.lagMs() > maxUnsignedMs) tell('unsigned', { seconds: Math.round(watch.lagMs() / 1000) });
     else if (clockBehindMs() > maxBackMs) tell('clock_back', { seconds: Math.round(clockBehindMs() / 1000) });
-    else told = null;
+    else told = logged = null;
     if (!ended) schedule();
   };
   const schedule = (): void => {
