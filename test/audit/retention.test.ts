@@ -30,7 +30,7 @@ const folder = mkdtempSync(join(tmpdir(), 'cofre-archive-'));
 t.teardown(() => rmSync(folder, { recursive: true }));
 
 const kept = await KeptLog.of(t, 5, 700);
-const small = { batches: 15, tiles: 2, pages: 20, checkpoints: 40 };
+const small = { batches: 30, tiles: 3, pages: 50, checkpoints: 40 };
 const owner = new Pool(adminConnection(kept.database.adminUrl));
 t.teardown(() => owner.end());
 const rowsOf = async (text: string): Promise<number> => Number((await owner.query<{ n: string }>(`SELECT count(*) AS n FROM ${text}`)).rows[0]!.n);
@@ -375,6 +375,22 @@ await t.test('a note of a last batch that has gone with the old ones is no sign 
   await t.rejects(assertLastBatch(client, { ...note, hash: '0'.repeat(64) }, 'x.json'), 'another batch');
   await t.rejects(assertLastBatch(client, { ...note, number: batch!.number }, 'x.json'), 'one that the tree does not have');
   await client.query('ROLLBACK');
+});
+
+await t.test('a writer that goes on after months leaves its last old batch behind as well', async (t) => {
+  await restore();
+  await pruneLogs(options({ searchableMonths: 4 }));
+  const kept1 = 'log_batches WHERE first_index < (SELECT entries_from FROM log_pruned)';
+  t.equal(await rowsOf(kept1), 1);
+  t.equal(await rowsOf('log_tiles t WHERE level = 0 AND tile = 0'), 1, 'and its tile');
+  await kept.silent!.commit({ kind: 'entry', entry: { action: 'validate', at: kept.time, outcome: 'allowed' } });
+  await kept.sequence();
+  await pruneLogs(options());
+  t.equal(await rowsOf(kept1), 0);
+  t.equal(await rowsOf(`batches b WHERE NOT EXISTS (SELECT 1 FROM log_batches p WHERE (p.writer, p.number) = (b.writer, b.number)) AND formed_at < $$${monthsAgo(3).toISOString()}$$`), 0);
+  t.equal(await rowsOf('log_tiles t WHERE level = 0 AND tile = 0'), 0);
+  await kept.sequence();
+  await assertWhole(t, 'gone on');
 });
 
 await t.test('once a day the archive is looked at: what it must hold, by samples', async (t) => {

@@ -5,7 +5,7 @@ import { Pool } from 'pg';
 import { directoryFiles } from '../../audit/directory-log.ts';
 import type { Entry } from '../../audit/entry.ts';
 import { logTarget } from '../../audit/log-source.ts';
-import type { LogTarget } from '../../audit/log-source.ts';
+import type { LogTarget, WritableLogFiles } from '../../audit/log-source.ts';
 import { ArchiveFault, archiveLogs, pruneLogs, sampleArchive } from '../../audit/retention.ts';
 import type { Archive } from '../../audit/retention.ts';
 import { postgresRetentionStore } from '../../audit/retention-store.ts';
@@ -28,25 +28,58 @@ const lookMs = 1000;
 const dayMs = 86_400_000;
 /** After a failure; a copy is tried again at its own interval if that is shorter. */
 const againMs = 5 * 60_000;
+/** How long the archive may take for a file. */
+const answerMs = 60_000;
 /** Between two deletions. */
 const breathMs = 10;
 /** All checkpoints of this time are kept. */
 const allCheckpointsMs = dayMs;
 
-/** The archive that is configured; null for none. Each log lies in a folder of its own, named by its number: 1, and after each restore the next. @throws Error of one line. */
-export function archiveOf(home: string, config: Config): Archive | null {
+/** The archive that is configured; null for none. Each log lies in a folder of its own, named by its number: 1, and after each restore the next. */
+export async function archiveOf(stack: AsyncDisposableStack, home: string, config: Config, env: NodeJS.ProcessEnv = process.env): Promise<Archive | null> {
   const { archive } = config.log;
   if (archive === 'none') return null;
-  if (archive.startsWith('s3://')) throw new Error('log.archive: this Cofre has no object store adapter: name a folder');
-  const place = (logId: number): string => join(resolve(home, archive), String(logId));
+  let place = (logId: number): string => join(resolve(home, archive), String(logId));
+  let filesOf: (logId: number) => WritableLogFiles = (logId) => directoryFiles(place(logId));
+  if (archive.startsWith('s3://')) {
+    // The SDK is large: only whoever has a bucket loads it.
+    const { s3Files } = await import('../../platform-adapters/aws/s3-log.ts');
+    place = (logId) => `${archive}/${logId}`;
+    filesOf = (logId) => {
+      const files = s3Files(place(logId), env);
+      stack.defer(() => files.close());
+      return files;
+    };
+  }
   const targets = new Map<number, LogTarget>();
   return {
     place,
     of(logId) {
-      const target = targets.get(logId) ?? logTarget(directoryFiles(place(logId)));
+      const target = targets.get(logId) ?? answering(logTarget(filesOf(logId)));
       targets.set(logId, target);
       return target;
     },
+  };
+}
+
+/** The same, but a call that is not answered fails: a store that has fallen silent is to be told of. */
+function answering(target: LogTarget): LogTarget {
+  const within = async <Answer>(call: Promise<Answer>): Promise<Answer> => {
+    const answered = new AbortController();
+    const late = sleep(answerMs, undefined, { signal: answered.signal, ref: false }).then(() => {
+      throw new Error('the archive does not answer');
+    });
+    try {
+      return await Promise.race([call, late]);
+    } finally {
+      answered.abort();
+    }
+  };
+  return {
+    checkpoint: () => within(target.checkpoint()),
+    tile: (ref) => within(target.tile(ref)),
+    bundle: (ref) => within(target.bundle(ref)),
+    put: (path, bytes) => within(target.put(path, bytes)),
   };
 }
 

@@ -85,7 +85,7 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
     if (told.size >= maxTold) told.clear();
     told.add(id);
   };
-  const archive = archiveOf(home, config);
+  const archive = await archiveOf(stack, home, config);
   const inDatabase = postgresTreeStore(pool);
   const store: TreeStore = {
     ...inDatabase,

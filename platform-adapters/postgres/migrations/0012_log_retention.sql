@@ -47,10 +47,10 @@ BEGIN
   IF passed > 0 THEN
     INSERT INTO log_pruned (log_id, entries_from, tiles_from) VALUES (log, next_from, 0) ON CONFLICT (log_id) DO UPDATE SET entries_from = excluded.entries_from;
   END IF;
-  -- Those that stayed earlier too, where they are no longer the last.
+  -- In the end those that stayed earlier too, where they are no longer the last. Not before: what was deleted just now would be walked over each time.
   WITH gone AS (
     DELETE FROM log_batches p
-     WHERE p.log_id = log AND p.first_index < coalesce(next_from, from_here) AND p.formed_at < too_young
+     WHERE p.log_id = log AND p.first_index >= CASE WHEN passed > 0 THEN from_here ELSE 0 END AND p.first_index < coalesce(next_from, from_here) AND p.formed_at < too_young
        AND NOT EXISTS (SELECT 1 FROM batches y WHERE y.writer = p.writer AND y.number = p.number AND y.formed_at >= too_young)
        AND NOT EXISTS (SELECT 1 FROM log_chains c WHERE c.writer = p.writer AND c.next = p.number + 1 AND c.state IN (0, 2))
     RETURNING p.writer, p.number
@@ -86,12 +86,10 @@ BEGIN
      OR (SELECT first_index + entry_count < boundary FROM log_batches WHERE log_id = log AND first_index >= pruned.entries_from ORDER BY first_index LIMIT 1) THEN
     RAISE EXCEPTION 'only tiles whose entries were taken out of the log are removed';
   END IF;
-  next_from := least(pruned.tiles_from + at_most, boundary / 256);
-  IF next_from <= pruned.tiles_from THEN
-    RETURN 0;
-  END IF;
+  next_from := greatest(pruned.tiles_from, least(pruned.tiles_from + at_most, boundary / 256));
+  -- In the end those that stayed earlier too.
   DELETE FROM log_tiles t
-   WHERE t.log_id = log AND t.level = 0 AND t.tile < next_from
+   WHERE t.log_id = log AND t.level = 0 AND t.tile >= CASE WHEN next_from > pruned.tiles_from THEN pruned.tiles_from ELSE 0 END AND t.tile < next_from
      AND NOT EXISTS (SELECT 1 FROM log_batches p WHERE p.log_id = log AND p.first_index BETWEEN t.tile * 256 AND t.tile * 256 + 255);
   UPDATE log_pruned SET tiles_from = next_from WHERE log_id = log;
   RETURN next_from - pruned.tiles_from;
