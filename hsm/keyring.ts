@@ -13,7 +13,7 @@ import type { ControlKey, KeyKind, KeyRow, KeyStore } from './key-registry.ts';
 import { CKO, decryptGcm, encryptGcm, findAll, generateAesKey, generateHmacKey, generateRandom, hmacSha256, loadPkcs11 } from './pkcs11.ts';
 import type { Pkcs11Module } from './pkcs11.ts';
 import { SessionPool } from './session-pool.ts';
-import type { HsmHealth, HsmLog, Pin } from './session-pool.ts';
+import type { HsmCallObserver, HsmHealth, HsmLog, Pin } from './session-pool.ts';
 import { openSigner } from './signer.ts';
 import type { Signer } from './signer.ts';
 
@@ -67,6 +67,7 @@ export interface KeyringOptions {
   /** Sessions and deadlines; see SessionPoolOptions. */
   readonly sessions?: { readonly size?: number; readonly waitMs?: number; readonly callMs?: number; readonly probeMs?: number; readonly recoveryPauseMs?: number };
   readonly log?: HsmLog;
+  readonly observe?: HsmCallObserver;
 }
 
 /** One tenant's keys. All of them are those of its domain; tenants of one domain share them and are kept apart by AAD and input. */
@@ -107,7 +108,7 @@ export async function openKeyring(options: KeyringOptions): Promise<Keyring> {
   const module = options.module ?? loadPkcs11(options.modulePath);
   const uses = new Set<KeyUse>(options.uses ?? ['seal', 'open', 'sign-log', 'sign-evidence']);
   const log = options.log ?? null;
-  const macWith = (message: Uint8Array): Promise<Buffer> => pool.run((session) => hmacSha256(session, session.key(CKO.SECRET_KEY, labels.control), message));
+  const macWith = (message: Uint8Array): Promise<Buffer> => pool.run('hmac', (session) => hmacSha256(session, session.key(CKO.SECRET_KEY, labels.control), message));
   const pool = await SessionPool.open({
     module,
     tokenLabel: options.tokenLabel,
@@ -118,6 +119,7 @@ export async function openKeyring(options: KeyringOptions): Promise<Keyring> {
     probe: (session) => hmacSha256(session, session.key(CKO.SECRET_KEY, labels.control), CONTROL_PROBE),
     ...options.sessions,
     ...(options.log === undefined ? {} : { log: options.log }),
+    ...(options.observe === undefined ? {} : { observe: options.observe }),
   });
 
   let closed = false;
@@ -232,11 +234,11 @@ interface KeyCustody<Key> {
 async function openEnvelopeDomain(deps: DomainDeps, domain: string): Promise<Domain> {
   const { pool } = deps;
   const domainLabel = labels.domain(domain);
-  await pool.run(async (session) => session.key(CKO.SECRET_KEY, domainLabel));
+  await pool.run('find', async (session) => session.key(CKO.SECRET_KEY, domainLabel));
 
   const custody: KeyCustody<MemoryDataKey> = {
     make: (kind, keyId, version) =>
-      pool.run(async (session) => {
+      pool.run('make', async (session) => {
         const raw = generateRandom(session, 32);
         try {
           return encodeEncrypted(DOMAIN_KEY_VERSION, await encryptGcm(session, session.key(CKO.SECRET_KEY, domainLabel), raw, keyAad({ kind, keyId, domain, version })));
@@ -251,7 +253,7 @@ async function openEnvelopeDomain(deps: DomainDeps, domain: string): Promise<Dom
       const material = decodeMaterial(row.material);
       if (material.form !== 'encrypted') throw new HsmError('refused', 'a key of this domain is in direct custody');
       if (material.domainKeyVersion !== DOMAIN_KEY_VERSION) throw new HsmError('not_found', 'a key is encrypted under an unknown version of the domain key');
-      const raw = await pool.run((session) => decryptGcm(session, session.key(CKO.SECRET_KEY, domainLabel), material.encrypted, keyAad(row)), { authenticates: true });
+      const raw = await pool.run('decrypt', (session) => decryptGcm(session, session.key(CKO.SECRET_KEY, domainLabel), material.encrypted, keyAad(row)), { authenticates: true });
       try {
         if (raw.length !== 32) throw new HsmError('corrupt', 'a decrypted key has the wrong length');
         // The KeyObject holds a copy of its own outside the heap; ours is wiped.
@@ -279,7 +281,7 @@ async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domai
   /** Of an object that no row names. A second try finds nothing left to do. */
   const destroy = async (label: string): Promise<void> => {
     try {
-      await pool.run(async (session) => {
+      await pool.run('destroy', async (session) => {
         for (const object of findAll(session, CKO.SECRET_KEY, label)) session.module.C_DestroyObject(session.handle, object);
       });
     } catch {
@@ -292,7 +294,7 @@ async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domai
       // Two processes that make a key at once never make two objects of one label.
       const label = labels[kind](domain, version, keyId) + randomBytes(8).toString('hex');
       try {
-        await pool.run(async (session) => (kind === 'data' ? generateAesKey(session, label) : generateHmacKey(session, label)), { once: true });
+        await pool.run('make', async (session) => (kind === 'data' ? generateAesKey(session, label) : generateHmacKey(session, label)), { once: true });
       } catch (error) {
         // The call may have made it all the same.
         await destroy(label);
@@ -305,18 +307,18 @@ async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domai
       const { label } = labelOf(row.material);
       // The row's MAC covers the label; that it is the one for this row keeps two rows from naming one object.
       if (!label.startsWith(labels[row.kind](row.domain, row.version, row.keyId))) throw new HsmError('corrupt', 'a key registry row names the wrong object');
-      await pool.run(async (session) => session.key(CKO.SECRET_KEY, label));
+      await pool.run('find', async (session) => session.key(CKO.SECRET_KEY, label));
       return { keyId: row.keyId, label };
     },
   };
   const hsm: HsmGcm = {
-    encrypt: (label, plaintext, aad) => pool.run((session) => encryptGcm(session, session.key(CKO.SECRET_KEY, label), plaintext, aad)),
-    decrypt: (label, sealed, aad) => pool.run((session) => decryptGcm(session, session.key(CKO.SECRET_KEY, label), sealed, aad), { authenticates: true }),
+    encrypt: (label, plaintext, aad) => pool.run('encrypt', (session) => encryptGcm(session, session.key(CKO.SECRET_KEY, label), plaintext, aad)),
+    decrypt: (label, sealed, aad) => pool.run('decrypt', (session) => decryptGcm(session, session.key(CKO.SECRET_KEY, label), sealed, aad), { authenticates: true }),
   };
 
   const fingerprintRow = await fingerprintKeyRow(deps, domain, custody);
   const { label } = await custody.load(fingerprintRow);
-  const hmac = (message: Uint8Array): Promise<Buffer> => pool.run((session) => hmacSha256(session, session.key(CKO.SECRET_KEY, label), message));
+  const hmac = (message: Uint8Array): Promise<Buffer> => pool.run('hmac', (session) => hmacSha256(session, session.key(CKO.SECRET_KEY, label), message));
   const dataKeys = await openDataKeys(deps, domain, custody);
   return {
     fingerprint: directFingerprint(hmac),

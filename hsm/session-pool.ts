@@ -23,6 +23,12 @@ export interface HsmLog {
   warn(event: string, fields: Readonly<Record<string, string | number | boolean>>): void;
 }
 
+/** What is asked of the HSM, as metrics name it. `find` is a look-up of a key alone; `log_in` blocks the event loop. */
+export type HsmOperation = 'find' | 'encrypt' | 'decrypt' | 'hmac' | 'sign' | 'make' | 'destroy' | 'probe' | 'log_in';
+
+/** Told how long each call took in the HSM, without the wait for a session, whatever came of it. Must not throw. */
+export type HsmCallObserver = (operation: HsmOperation, durationMs: number) => void;
+
 /** A session that is yours until your operation ends. Never use it for two operations at once, nor afterwards. */
 export interface Session extends SessionRef {
   /** The handle of the one object with that label, remembered until sessions are lost. Refuses a secret or private key that could leave the token. */
@@ -49,9 +55,10 @@ export interface SessionPoolOptions {
   /** Least time between two attempts to recover, in ms: they block the event loop while they last. */
   readonly recoveryPauseMs?: number;
   readonly log?: HsmLog;
+  readonly observe?: HsmCallObserver;
 }
 
-const defaults = { monotonicMs: () => performance.now(), size: 8, waitMs: 2_000, callMs: 5_000, probeMs: 5_000, recoveryPauseMs: 1_000 } as const;
+const defaults = { observe: noop, monotonicMs: () => performance.now(), size: 8, waitMs: 2_000, callMs: 5_000, probeMs: 5_000, recoveryPauseMs: 1_000 } as const;
 
 // A Cryptoki library has one state per process: C_Finalize by one pool ends every pool's calls, and during a call it may crash the process.
 interface ModuleUse {
@@ -161,7 +168,7 @@ export class SessionPool {
    *
    * Throws HsmError `unavailable` (away, no session in time, no answer in time), `refused`, `corrupt`, and whatever HsmError the operation itself throws.
    */
-  async run<T>(operation: (session: Session) => Promise<T>, how: { readonly once?: boolean; readonly authenticates?: boolean } = {}): Promise<T> {
+  async run<T>(name: HsmOperation, operation: (session: Session) => Promise<T>, how: { readonly once?: boolean; readonly authenticates?: boolean } = {}): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       await this.#enter();
       let generation: Generation | null = null;
@@ -176,7 +183,8 @@ export class SessionPool {
         calling = true;
         const handle = this.#take(generation);
         session = handle;
-        const result = await this.#withDeadline(operation(this.#sessionOf(generation, handle)), () => {
+        const sessionOfIts = this.#sessionOf(generation, handle);
+        const result = await this.#withDeadline(name, () => operation(sessionOfIts), () => {
           overdue = true;
           return () => {
             this.#use.calls -= 1;
@@ -337,23 +345,26 @@ export class SessionPool {
     return session;
   }
 
-  /** Awaits the call for at most `callMs`. Past that, `onOverdue` is asked for what is left to do when the call ends after all, if ever. */
-  async #withDeadline<T>(call: Promise<T>, onOverdue: () => () => void): Promise<T> {
+  /** Makes the call and awaits it for at most `callMs`. Past that, `onOverdue` is asked for what is left to do when the call ends after all, if ever. */
+  async #withDeadline<T>(name: HsmOperation, operation: () => Promise<T>, onOverdue: () => () => void): Promise<T> {
     let timer: NodeJS.Timeout | undefined;
-    const deadline = new Promise<never>((_resolve, reject) => {
-      timer = setTimeout(() => {
-        this.#hung += 1;
-        const finish = onOverdue();
-        void this.#whenSettled(call, finish);
-        this.#markAway();
-        this.#options.log?.warn('hsm_call_overdue', { hung: this.#hung });
-        reject(new HsmError('unavailable', 'the HSM did not answer in time'));
-      }, this.#options.callMs);
-    });
+    const began = performance.now();
     try {
+      const call = operation();
+      const deadline = new Promise<never>((_resolve, reject) => {
+        timer = setTimeout(() => {
+          this.#hung += 1;
+          const finish = onOverdue();
+          void this.#whenSettled(call, finish);
+          this.#markAway();
+          this.#options.log?.warn('hsm_call_overdue', { hung: this.#hung });
+          reject(new HsmError('unavailable', 'the HSM did not answer in time'));
+        }, this.#options.callMs);
+      });
       return await Promise.race([call, deadline]);
     } finally {
       clearTimeout(timer);
+      this.#options.observe(name, performance.now() - began);
     }
   }
 
@@ -398,7 +409,7 @@ export class SessionPool {
     };
     this.#use.calls += 1;
     try {
-      await this.#withDeadline(this.#options.probe(this.#sessionOf(generation, handle)), () => {
+      await this.#withDeadline('probe', () => this.#options.probe(this.#sessionOf(generation, handle)), () => {
         overdue = true;
         return finish;
       });
@@ -511,6 +522,7 @@ export class SessionPool {
     try {
       const { pin } = this.#options;
       const value = typeof pin === 'function' ? await pin() : pin;
+      const began = performance.now();
       try {
         this.#refuseClosed();
         login({ module: this.#module, handle: anchor }, value);
@@ -518,6 +530,7 @@ export class SessionPool {
         if (faultOf(error) === 'pin') this.#wrongPin = true;
         throw error;
       } finally {
+        this.#options.observe('log_in', performance.now() - began);
         if (typeof pin === 'function') value.fill(0);
       }
       await this.#probeOn(generation);

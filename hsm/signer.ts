@@ -21,14 +21,14 @@ export interface Signer {
  * Throws HsmError `not_found`, `ambiguous`, `refused` (key type, extractable) or `corrupt` (the halves do not match).
  */
 export async function openSigner(pool: SessionPool, label: string): Promise<Signer> {
-  const { algorithm, publicKeySpki } = await pool.run(async (session) => readPublicKey(session, label));
+  const { algorithm, publicKeySpki } = await pool.run('find', async (session) => readPublicKey(session, label));
   const signer: Signer = {
     algorithm,
     publicKeySpki,
     sign(message) {
-      if (algorithm === 'ed25519') return pool.run((session) => signEd25519(session, session.key(CKO.PRIVATE_KEY, label), message));
+      if (algorithm === 'ed25519') return pool.run('sign', (session) => signEd25519(session, session.key(CKO.PRIVATE_KEY, label), message));
       const digest = createHash('sha256').update(message).digest();
-      return pool.run(async (session) => derSignature(await signEcdsaP256(session, session.key(CKO.PRIVATE_KEY, label), digest)));
+      return pool.run('sign', async (session) => derSignature(await signEcdsaP256(session, session.key(CKO.PRIVATE_KEY, label), digest)));
     },
   };
   const trial = Buffer.from('cofre/signer-check/v1', 'utf8');

@@ -244,12 +244,30 @@ t.test('what a call gives when it has been given up is wiped', async (t) => {
   const pool = await SessionPool.open({ module: strict, tokenLabel: hsm.tokenLabel, pin: hsm.pin, probe: async () => undefined, now: () => new Date(), ...eager, callMs: 20 });
   t.teardown(() => pool.close());
   const late = Promise.withResolvers<Buffer>();
-  await t.rejects(pool.run(() => late.promise), hsmError('unavailable'));
+  await t.rejects(pool.run('sign', () => late.promise), hsmError('unavailable'));
   const bytes = Buffer.from(digits);
   late.resolve(bytes);
   await new Promise((resolve) => setImmediate(resolve));
   t.same(bytes, Buffer.alloc(digits.length));
-  t.same(await pool.run(async () => Buffer.from(digits)), digits, 'and what comes in time is not');
+  t.same(await pool.run('sign', async () => Buffer.from(digits)), digits, 'and what comes in time is not');
+});
+
+t.test('how long each call took is told by its name, also of one that failed, was repeated or did not come, and without the wait for a session', async (t) => {
+  const { hsm, strict } = await strictOf(t);
+  const told: { operation: string; durationMs: number }[] = [];
+  const pool = await SessionPool.open({ module: strict, tokenLabel: hsm.tokenLabel, pin: hsm.pin, probe: async () => undefined, now: () => new Date(), ...eager, size: 1, callMs: 50, observe: (operation, durationMs) => told.push({ operation, durationMs }) });
+  t.teardown(() => pool.close());
+  t.same(told.splice(0).map(({ operation }) => operation), ['log_in', 'probe']);
+  const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+  await Promise.all([pool.run('encrypt', () => pause(30)), pool.run('hmac', async () => undefined)]);
+  t.same(told.map(({ operation }) => operation), ['encrypt', 'hmac']);
+  t.ok(told[0]!.durationMs >= 29 && told[1]!.durationMs < 25, told.map(({ durationMs }) => durationMs).join());
+  told.length = 0;
+  await t.rejects(pool.run('make', () => { throw Object.assign(new Error(), { code: 0x68 }); }), hsmError('refused'));
+  await t.rejects(pool.run('sign', () => pause(100)), hsmError('unavailable'));
+  t.same(told.map(({ operation }) => operation), ['make', 'sign']);
+  t.ok(told[1]!.durationMs < 99);
+  await pause(100);
 });
 
 t.test('whoever finds no free session in time is told so', async (t) => {

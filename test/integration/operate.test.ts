@@ -46,6 +46,14 @@ await t.test('health, readiness and metrics are plain HTTP, tell states and numb
   t.match(metrics, /^cofre_request_seconds_count\{operation="tokenize",outcome="invalid_pan"\} 1$/mu);
   t.match(metrics, /^cofre_request_seconds_count\{operation="detokenize",outcome="ok"\} 1$/mu, 'also of what is written past the framework');
   t.match(metrics, /^cofre_hsm_up 1$/mu);
+  // Every stage of a call has its time.
+  for (const stage of ['seal', 'open']) t.match(metrics, new RegExp(`^cofre_key_work_seconds_count\\{stage="${stage}"\\} 1$`, 'mu'), stage);
+  for (const role of ['tokenize', 'detokenize']) {
+    const [, waits] = new RegExp(`^cofre_commit_wait_seconds_count\\{role="${role}"\\} (\\d+)$`, 'mu').exec(metrics) ?? [];
+    const [, commits] = new RegExp(`^cofre_commit_seconds_count\\{role="${role}"\\} (\\d+)$`, 'mu').exec(metrics) ?? [];
+    t.ok(Number(commits) > 0 && waits === commits, `${role}: ${waits} waits, ${commits} commits`);
+  }
+  for (const operation of ['log_in', 'probe', 'find', 'hmac', 'make', 'decrypt', 'sign']) t.match(metrics, new RegExp(`^cofre_hsm_call_seconds_count\\{operation="${operation}"\\} [1-9]`, 'mu'), operation);
   t.notOk(metrics.includes(token) || metrics.includes(cardText(0)) || metrics.includes('spiffe'));
 
   for (const [method, path, status] of [['POST', '/healthz', 405], ['GET', '/', 404], ['GET', '/v1/tokens/x', 404], ['HEAD', '/healthz', 200]] as const) {

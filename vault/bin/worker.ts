@@ -285,7 +285,7 @@ class KeyEvents {
   }
 }
 
-async function openKeys(stack: AsyncDisposableStack, { home, config, access }: WorkerOptions, role: ProcessRole, tenants: readonly TenantRow[], events: KeyEvents): Promise<Keyring> {
+async function openKeys(stack: AsyncDisposableStack, { home, config, access, metrics }: WorkerOptions, role: ProcessRole, tenants: readonly TenantRow[], events: KeyEvents): Promise<Keyring> {
   const pool = new Pool({ ...connectionOf(access, role), max: 2, application_name: 'cofre keys' });
   pool.on('error', () => undefined);
   stack.defer(() => endPool(pool));
@@ -302,6 +302,7 @@ async function openKeys(stack: AsyncDisposableStack, { home, config, access }: W
     now: () => new Date(),
     maxAwayMs: milliseconds(config.hsm.max_away),
     log: { info: events.at('info'), warn: events.at('warn') },
+    observe: (operation, durationMs) => metrics.hsmCall(operation, durationMs),
     uses: ['sign-log', ...(seals ? (['seal'] as const) : []), ...(opens ? (['open'] as const) : [])],
   });
   stack.defer(() => keyring.close());
