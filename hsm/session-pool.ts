@@ -44,7 +44,7 @@ export interface SessionPoolOptions {
   readonly now: () => Date;
   /** Milliseconds of a clock that nobody sets, as `performance.now()`, the default: how long the token has been away is measured by it. */
   readonly monotonicMs?: () => number;
-  /** Sessions for operations, besides the idle one that keeps the login alive. libuv has 4 worker threads unless UV_THREADPOOL_SIZE says otherwise. */
+  /** Sessions for operations, besides the idle one that keeps the login alive. Each call takes one of libuv's threads: docker/find-node.js has room for the default and the probe, beside what else needs some. */
   readonly size?: number;
   /** How long a caller waits for a free session, in ms. */
   readonly waitMs?: number;
