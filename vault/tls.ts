@@ -1,4 +1,4 @@
-import { createPrivateKey, randomBytes, X509Certificate } from 'node:crypto';
+import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import type { ServerOptions } from 'node:https';
 import type { Socket } from 'node:net';
@@ -8,6 +8,7 @@ import { Allowance } from './allowance.ts';
 import { normalSerial } from './caller.ts';
 import { Handshakes, type HandshakeRefusal } from './handshakes.ts';
 import { authoritiesOf } from './revocation.ts';
+import { TicketSecret, ticketRotationMs } from './ticket-secret.ts';
 
 export interface TlsFiles {
   /** The server's certificate, followed by its intermediates if any. PEM. */
@@ -38,6 +39,8 @@ export interface TlsListenerOptions {
   readonly handshakeTimeoutMs: number;
   /** How long a ticket may be resumed. Every resumption skips the handshake's check of the chain, so keep it short. */
   readonly sessionTimeoutSeconds?: number;
+  /** What its ticket keys are made from, and changed by whoever shares it. Without one it has its own, changed each `ticketRotationMs`. */
+  readonly tickets?: TicketSecret;
   readonly ticketRotationMs?: number;
   /** Told of what an operator may want to know. Constant words: nothing of a peer or of a key. */
   readonly report?: (event: TlsEvent) => void;
@@ -77,7 +80,7 @@ export class TlsListener {
   /** Of full handshakes, by serial. One that is whole again is not kept. */
   readonly #allowances = new Map<string, Allowance>();
   #material: Material;
-  #ticketKeys = randomBytes(48);
+  readonly #tickets: TicketSecret;
   #server: Server | null = null;
   #handshakes: Handshakes | null = null;
   #timers: NodeJS.Timeout[] = [];
@@ -88,6 +91,8 @@ export class TlsListener {
   private constructor(options: TlsListenerOptions, material: Material) {
     this.#options = options;
     this.#material = material;
+    this.#tickets = options.tickets ?? new TicketSecret();
+    this.#tickets.onChange(() => this.#server?.setTicketKeys(this.#tickets.keysOf(options.name)));
   }
 
   /** @throws Error naming the file at fault, and nothing of what it holds. */
@@ -124,7 +129,7 @@ export class TlsListener {
     // Before the HTTP server's own listeners. There is nobody yet to be told in words of HTTP, and a refused connection must not reach a parser.
     server.prependListener('tlsClientError', (_error: Error, socket: TLSSocket) => socket.destroy());
     server.prependListener('secureConnection', (socket: TLSSocket) => this.#admit(socket));
-    this.#timers.push(setInterval(() => this.rotateTicketKeys(), this.#options.ticketRotationMs ?? 3_600_000).unref());
+    if (this.#options.tickets === undefined) this.#timers.push(setInterval(() => this.rotateTicketKeys(), this.#options.ticketRotationMs ?? ticketRotationMs).unref());
     this.#timers.push(setInterval(() => this.#forgetAllowances(), 60_000).unref());
   }
 
@@ -154,8 +159,7 @@ export class TlsListener {
 
   /** Makes every ticket given out so far worthless; its owner does a full handshake. Open connections go on. */
   rotateTicketKeys(): void {
-    this.#ticketKeys = randomBytes(48);
-    this.#server?.setTicketKeys(this.#ticketKeys);
+    this.#tickets.rotate();
   }
 
   /**
@@ -212,7 +216,7 @@ export class TlsListener {
       ciphers: 'TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256',
       honorCipherOrder: true,
       sessionIdContext: `cofre-${this.#options.name}`.slice(0, 32),
-      ticketKeys: this.#ticketKeys,
+      ticketKeys: this.#tickets.keysOf(this.#options.name),
     };
   }
 
@@ -271,7 +275,7 @@ export class TlsListener {
     this.#refused = null;
     const otherAuthorities = !material.ca.equals(this.#material.ca);
     this.#material = material;
-    if (otherAuthorities) this.#ticketKeys = randomBytes(48);
+    if (otherAuthorities) this.rotateTicketKeys();
     this.#server?.setSecureContext(this.#context());
     if (otherAuthorities) this.#closeForeign();
     this.#report({ kind: 'reloaded' });

@@ -2,14 +2,24 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { startAppliance, until } from '../support/appliance.ts';
+import { parseReplies, readToEnd } from '../support/api-client.ts';
 import { readLog, tokensOf } from '../support/log-reader.ts';
 import { isProblem } from '../support/problem.ts';
 import { cardText } from '../support/test-cards.ts';
 
 const workers = 2;
-const appliance = await startAppliance(t, { config: { workers } });
+// More than fits into an environment variable.
+const quotas = Array.from({ length: 2000 }, (_, n) => ({ caller: `spiffe://cofre.dev/tenant/acme/service/service-of-a-long-name-${n}`, purpose: 'refund', per_minute: n }));
+const appliance = await startAppliance(t, { config: { workers, quotas } });
 const childrenOf = (pid: number): number[] => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
-const isWorker = (pid: number): boolean => readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0');
+const isWorker = (pid: number): boolean => {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0');
+  } catch {
+    // It has just ended.
+    return false;
+  }
+};
 const workersNow = (): number[] => childrenOf(appliance.pid).filter((pid) => pid > 0 && isWorker(pid));
 const isAlive = (pid: number): boolean => {
   try {
@@ -35,12 +45,54 @@ await t.test('all of them serve, and one card gets one token from whichever is a
   t.equal(new Set(made.map(({ writer }) => writer)).size, workers, 'each with a writer of its own');
 });
 
+await t.test('what a worker is told does not stand in its environment', async (t) => {
+  for (const pid of workersNow()) {
+    const environment = readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0');
+    t.same(environment.filter((line) => line.includes('spiffe://') || line.includes('_tokenize')), []);
+  }
+});
+
 await t.test('metrics add up what all of them counted, and readiness tells of all', async (t) => {
   const text = await (await fetch(`${appliance.telemetryUrl}/metrics`)).text();
   t.match(text, new RegExp(`^cofre_request_seconds_count\\{operation="tokenize",outcome="ok"\\} ${6 * 20}$`, 'mu'));
   t.match(text, /^cofre_hsm_up 1$/mu, 'the least, not the sum');
   await until(async () => 'hsm' in (await readiness()), 'the first word of the workers');
   t.match(await readiness(), { ok: true, workers: { ok: true, detail: '2 of 2 serve' }, hsm: { ok: true }, database: { ok: true }, log: { ok: true }, revocation: { ok: true } });
+});
+
+await t.test('a session is resumed by whichever worker its client comes to, and after a revocation by none', async (t) => {
+  const pki = appliance.pki();
+  const client = appliance.client('checkout');
+  /** A connection that has asked: whether it was resumed, and its ticket. */
+  const visit = async (session?: Buffer): Promise<{ readonly resumed: boolean; readonly ticket: Buffer }> => {
+    const socket = await client.connect(session === undefined ? {} : { session });
+    const resumed = socket.isSessionReused();
+    let ticket: Buffer | null = null;
+    socket.on('session', (given: Buffer) => (ticket = given));
+    const answer = readToEnd(socket);
+    socket.write('GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n');
+    t.equal(parseReplies(await answer)[0]?.status, 200);
+    return { resumed, ticket: ticket! };
+  };
+  const all = async (ticket: Buffer): Promise<boolean[]> => {
+    const resumed: boolean[] = [];
+    for (let n = 0; n < 3 * workers; n += 1) resumed.push((await visit(ticket)).resumed);
+    return [...new Set(resumed)];
+  };
+  const { ticket } = await visit();
+  t.same(await all(ticket), [true]);
+
+  pki.revoke('operator-b');
+  await until(async () => (await all(ticket)).every((resumed) => !resumed), 'its end everywhere');
+  // Each of them noticed the list by itself, and had the secret changed.
+  await until(async () => (await all((await visit()).ticket)).every((resumed) => resumed), 'a secret that all of them have');
+
+  const before = (await visit()).ticket;
+  const victim = workersNow()[0]!;
+  process.kill(victim, 'SIGKILL');
+  await until(() => workersNow().length === workers && !workersNow().includes(victim), 'its successor');
+  await until(async () => (await readiness())['workers']!.detail === '2 of 2 serve', 'readiness');
+  t.same(await all(before), [true], 'a worker that was started again has it as well');
 });
 
 await t.test('SIGHUP reaches each of them', async () => {
@@ -80,7 +132,7 @@ await t.test('SIGTERM ends all of them in order', async (t) => {
   t.same(before.filter(isAlive), []);
   await appliance.start();
   const unclosed = (await readLog(appliance)).filter(({ value }) => value['action'] === 'writer.start' && (value['detail'] as Record<string, unknown>)['predecessor_closed'] === 'yes');
-  t.equal(unclosed.length, workers * 3, 'every chain was closed');
+  t.equal(unclosed.length, workers * 3 + 1, 'every chain was closed, that of the one sequencer too');
 });
 
 await t.test('none outlives a primary that was killed, and the next start takes over', async (t) => {
@@ -94,7 +146,7 @@ await t.test('none outlives a primary that was killed, and the next start takes 
 
 await t.test('a worker that cannot start tells why in one line, and nothing stays', async (t) => {
   await appliance.stop();
-  appliance.configure({ workers, hsm: { token_label: 'no-such-token' }, profile: 'development' });
+  appliance.configure({ workers, quotas, hsm: { token_label: 'no-such-token' }, profile: 'development' });
   const ended = await appliance.launch();
   t.equal(ended?.code, 1);
   t.match(appliance.err.trim().split('\n').at(-1), /^cofre: .+/u);

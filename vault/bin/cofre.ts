@@ -44,7 +44,7 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
     return command === undefined ? 2 : 0;
   }
   // Not for people: `serve` starts it where the configuration wants several processes.
-  if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess(env);
+  if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess();
   if (command === 'audit') return await (await import('./audit.ts')).audit(rest, env);
   // Of its own: `cofre toString` is no command either.
   const text = Object.hasOwn(help, command) ? help[command] : undefined;

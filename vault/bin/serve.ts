@@ -101,7 +101,7 @@ function lastBatchFiles(home: string): string[] {
 
 async function serveHere(stack: AsyncDisposableStack, { home, config, access, log }: Serving): Promise<Ports> {
   const metrics = createMetrics();
-  const worker = await startWorker(stack, { home, config, access, log, metrics, index: 0 });
+  const worker = await startWorker(stack, { home, config, access, log, metrics, index: 0, tickets: null });
   const telemetry = createTelemetry(() => metrics.registry.metrics(), () => worker.readiness());
   await listen(telemetry, config.listeners.telemetry_host, config.listeners.telemetry_port, 'telemetry', 'COFRE_TELEMETRY_PORT');
   stack.defer(() => new Promise<void>((done) => telemetry.close(() => done())));

@@ -34,6 +34,7 @@ import { addDetokenizingRoutes, addOpenApi, addTokenizingRoutes } from '../route
 import { createServer } from '../server.ts';
 import type { ServerOptions } from '../server.ts';
 import { Tenants } from '../tenants.ts';
+import type { TicketSecret } from '../ticket-secret.ts';
 import { TlsListener } from '../tls.ts';
 import { idempotencyWindowMs } from '../tokenize-store.ts';
 import type { TokenizeOutcome } from '../tokenize-store.ts';
@@ -61,6 +62,8 @@ export interface WorkerOptions {
   readonly metrics: Metrics;
   /** Which of the processes of this home it is, from 0. The first one also does what is done once for all. */
   readonly index: number;
+  /** Where several processes share listeners: the secret that their session tickets have in common. */
+  readonly tickets: TicketSecret | null;
 }
 
 export interface Worker {
@@ -87,7 +90,7 @@ const apiVersion = '1.0.0';
  * @throws Error of one line for the operator.
  */
 export async function startWorker(stack: AsyncDisposableStack, options: WorkerOptions): Promise<Worker> {
-  const { home, config, access, log, metrics, index } = options;
+  const { home, config, access, log, metrics, index, tickets } = options;
   const now = (): Date => new Date();
   const path = (relative: string): string => resolve(home, relative);
   const has = (role: ProcessRole): boolean => (config.roles as readonly string[]).includes(role);
@@ -166,6 +169,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       maxHandshakesWaiting: config.listeners.max_handshakes_waiting,
       maxFullHandshakesPerCertificate: config.listeners.max_full_handshakes_per_certificate,
       handshakeTimeoutMs: milliseconds(config.listeners.handshake_timeout),
+      ...(tickets === null ? {} : { tickets }),
       report(event) {
         metrics.connection(event.kind);
         if (event.kind === 'connection_refused') metrics.connectionRefused(name, event.reason);

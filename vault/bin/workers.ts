@@ -13,6 +13,7 @@ import { answerMetrics, collectMetrics } from '../../platform-adapters/telemetry
 import { createMetrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
+import { TicketSecret, makeSecret, ticketRotationMs } from '../ticket-secret.ts';
 import type { DatabaseAccess } from './database.ts';
 import { explain } from './explain.ts';
 import { startWorker } from './worker.ts';
@@ -22,17 +23,24 @@ interface Ports {
   readonly admin: number | null;
 }
 
-/** What a worker process is told at its start, in its environment: not a secret that its files do not hold. */
+/**
+ * What a worker process is told when it asks: over its channel, as an environment is bounded (128 KiB a variable) and anybody of the same user
+ * can read it.
+ */
 interface Task {
   readonly home: string;
   readonly config: Config;
   readonly access: DatabaseAccess;
   readonly index: number;
+  /** Of session tickets, base64; see `TicketSecret`. */
+  readonly tickets: string;
 }
 
-type Message = { readonly kind: 'open'; readonly ports: Ports } | { readonly kind: 'failed'; readonly reason: string } | { readonly kind: 'readiness'; readonly readiness: Readiness };
+/** What the primary says: an answer, or that the tickets' secret is another now. */
+type Order = { readonly kind: 'task'; readonly task: Task } | { readonly kind: 'tickets'; readonly tickets: string };
 
-const taskVariable = 'COFRE_WORKER_TASK';
+type Message = { readonly kind: 'ask' | 'rotate_tickets' } | { readonly kind: 'open'; readonly ports: Ports } | { readonly kind: 'failed'; readonly reason: string } | { readonly kind: 'readiness'; readonly readiness: Readiness };
+
 /** Time between a worker's end and its successor's start. */
 const restartPauseMs = 500;
 const readinessMs = 500;
@@ -55,15 +63,24 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
   const { promise: ready, resolve, reject } = Promise.withResolvers<Ports>();
   let stopping = false;
   let served = false;
+  let tickets = makeSecret();
+  // One that has not asked yet gets what is then the secret. What crosses on its way a secret that a worker has just made for itself is replaced as soon as
+  // its word is heard: until then a ticket is good that no longer should be, and each request on it is checked for revocation all the same.
+  const rotateTickets = (): void => {
+    tickets = makeSecret();
+    for (const { process } of states.values()) tellWorker(process, { kind: 'tickets', tickets: tickets.toString('base64') });
+  };
+  setInterval(rotateTickets, ticketRotationMs).unref();
 
   const start = (index: number): void => {
-    const task: Task = { home, config, access, index };
-    const process = cluster.fork({ ...overwriteFreedMemory, [taskVariable]: JSON.stringify(task) });
+    const process = cluster.fork(overwriteFreedMemory);
     const state: { process: Process; ports: Ports | null; readiness: Readiness | null } = { process, ports: null, readiness: null };
     states.set(index, state);
     process.on('error', () => undefined);
     process.on('message', (message: Message) => {
-      if (message.kind === 'open') state.ports = message.ports;
+      if (message.kind === 'ask') tellWorker(process, { kind: 'task', task: { home, config, access, index, tickets: tickets.toString('base64') } });
+      else if (message.kind === 'rotate_tickets') rotateTickets();
+      else if (message.kind === 'open') state.ports = message.ports;
       else if (message.kind === 'readiness') state.readiness = message.readiness;
       else if (message.kind === 'failed' && !served) reject(new Error(message.reason));
       if (!served && states.size === config.workers && [...states.values()].every(({ ports }) => ports !== null)) {
@@ -114,17 +131,17 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
   };
 }
 
+/** To one that has just ended it comes to nothing. */
+function tellWorker(process: Process, order: Order): void {
+  if (process.isConnected()) process.send(order, undefined, undefined, () => undefined);
+}
+
 /** The whole life of a worker process. @returns its exit code. */
-export async function runWorkerProcess(env: NodeJS.ProcessEnv): Promise<number> {
-  const text = env[taskVariable];
-  if (text === undefined || !cluster.isWorker) {
+export async function runWorkerProcess(): Promise<number> {
+  if (!cluster.isWorker) {
     process.stderr.write('cofre worker: is for cofre serve to start\n');
     return 2;
   }
-  delete process.env[taskVariable];
-  const { home, config, access, index } = JSON.parse(text) as Task;
-  const log = createLog(config.log.level);
-  const metrics = createMetrics();
   const stopped = new Promise<void>((done) => {
     process.once('SIGTERM', () => done());
     // From a terminal Ctrl-C may reach the whole group; the primary decides.
@@ -137,11 +154,29 @@ export async function runWorkerProcess(env: NodeJS.ProcessEnv): Promise<number> 
   const tell = (message: Message): void => {
     if (process.connected) process.send?.(message, undefined, undefined, () => undefined);
   };
+  const { promise: given, resolve: take } = Promise.withResolvers<Task>();
+  let secret: TicketSecret | null = null;
+  process.on('message', (message: Order) => {
+    if (message.kind === 'task') take(message.task);
+    else if (message.kind === 'tickets') secret?.take(Buffer.from(message.tickets, 'base64'));
+  });
+  // What is said before somebody listens is lost, so it is asked for.
+  tell({ kind: 'ask' });
+  const task = await Promise.race([given, stopped]);
+  if (task === undefined) {
+    process.disconnect?.();
+    return 0;
+  }
+  const { home, config, access, index } = task;
+  const tickets = new TicketSecret({ secret: Buffer.from(task.tickets, 'base64'), ask: () => tell({ kind: 'rotate_tickets' }) });
+  secret = tickets;
+  const log = createLog(config.log.level);
+  const metrics = createMetrics();
   try {
     await using stack = new AsyncDisposableStack();
     hardenProcess({ swap: config.hardening.swap, dumpable: config.hardening.dumpable });
     answerMetrics(metrics.registry);
-    const worker = await startWorker(stack, { home, config, access, log, metrics, index });
+    const worker = await startWorker(stack, { home, config, access, log, metrics, index, tickets });
     tell({ kind: 'open', ports: await worker.open() });
     const telling = setInterval(() => tell({ kind: 'readiness', readiness: worker.readiness() }), readinessMs);
     stack.defer(() => clearInterval(telling));
