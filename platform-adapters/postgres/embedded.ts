@@ -346,8 +346,8 @@ function makeSocketFolder(folder: string, identity: Identity): string {
   const fits = (stat: Stats): boolean => stat.isDirectory() && stat.uid === uid;
   let stat = lstatSync(path, { throwIfNoEntry: false });
   if (stat !== undefined && !fits(stat)) {
-    // Anyone may make names under /tmp: a folder that somebody else put there is not used.
-    if (self !== 0) throw new Error(`${path} belongs to somebody else: remove it, or set COFRE_HOME to a shorter path`);
+    // Anyone may make names under /tmp, so what somebody else put there is neither used nor removed. In the state folder, and as root, it is what PostgreSQL left when it ran as another user.
+    if (self !== 0 || path !== beside) throw new Error(`${path} belongs to somebody else: see what it is and remove it, or set COFRE_HOME to a shorter path`);
     rmSync(path, { recursive: true });
     stat = undefined;
   }

@@ -15,11 +15,11 @@ const RESTART_PAUSE_MS = 500;
 /**
  * Starts PostgreSQL as {@link startEmbedded} does, and again whenever it ends without `stop` having been called, until it runs. Recovery from its WAL is PostgreSQL's own: what was committed is there.
  *
- * `report` is told of each end and each restart, in constant words.
+ * `report` is told of each end and each restart in constant words, and with the reason why one failed: the one line of {@link startEmbedded}'s error, which holds no value of the database.
  *
  * @throws what startEmbedded throws, at the first start only.
  */
-export async function superviseEmbedded(options: EmbeddedOptions, report: (event: 'postgres_ended' | 'postgres_restarted' | 'postgres_not_restarted') => void): Promise<SupervisedPostgres> {
+export async function superviseEmbedded(options: EmbeddedOptions, report: (event: 'postgres_ended' | 'postgres_restarted' | 'postgres_not_restarted', reason?: string) => void): Promise<SupervisedPostgres> {
   let current: EmbeddedPostgres = await startEmbedded(options);
   let stopping = false;
   const { adminUrl } = current;
@@ -33,8 +33,8 @@ export async function superviseEmbedded(options: EmbeddedOptions, report: (event
         try {
           current = await startEmbedded(options);
           break;
-        } catch {
-          report('postgres_not_restarted');
+        } catch (error) {
+          report('postgres_not_restarted', error instanceof Error ? error.message : 'unknown');
           await sleep(RESTART_PAUSE_MS);
           if (stopping) return;
         }

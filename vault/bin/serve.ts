@@ -85,7 +85,7 @@ async function openDatabase(stack: AsyncDisposableStack, home: string, config: C
   let url = env['DATABASE_URL'] ?? '';
   if (url === '') {
     if (!config.roles.includes('admin')) throw new Error('a process without the admin role needs DATABASE_URL: it may not make a database');
-    const embedded = await superviseEmbedded({ folder: join(home, 'postgres'), database: 'cofre' }, (event) => log.warn(event));
+    const embedded = await superviseEmbedded({ folder: join(home, 'postgres'), database: 'cofre' }, (event, reason) => log.warn(event, reason === undefined ? {} : { reason }));
     stack.defer(() => embedded.stop());
     url = embedded.adminUrl;
   }

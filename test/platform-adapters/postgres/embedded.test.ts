@@ -1,11 +1,13 @@
 import { spawn } from 'node:child_process';
-import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { once } from 'node:events';
 import t, { type Test } from 'tap';
 import { adminConnection, assertDurable } from '../../../platform-adapters/postgres/connect.ts';
 import { startEmbedded, type EmbeddedOptions, type EmbeddedPostgres } from '../../../platform-adapters/postgres/embedded.ts';
+import { superviseEmbedded } from '../../../platform-adapters/postgres/supervisor.ts';
 import { withClient } from '../../support/database.ts';
 import { watchFlushes } from '../../support/flushes.ts';
 
@@ -185,6 +187,45 @@ t.test('a state folder with a long path gets its socket elsewhere, in a private 
   t.equal(statSync(socket).mode & 0o777, 0o700);
   await server.stop();
   rmSync(socket, { recursive: true });
+});
+
+t.test('what somebody else put where the socket goes is neither used nor removed', async (t) => {
+  const folder = stateFolder(t, 'b'.repeat(120));
+  mkdirSync(folder, { mode: 0o711 });
+  const socket = `/tmp/cofre-${createHash('sha256').update(realpathSync(folder)).digest('hex').slice(0, 16)}`;
+  t.teardown(() => rmSync(socket, { recursive: true, force: true }));
+  const refused = { message: `${socket} belongs to somebody else: see what it is and remove it, or set COFRE_HOME to a shorter path` };
+  // A file is of nobody's making here, whoever owns it; that another user made a folder only root can try.
+  writeFileSync(socket, 'kept');
+  await t.rejects(startEmbedded({ folder, diesWithParent: true }), refused);
+  t.equal(readFileSync(socket, 'utf8'), 'kept');
+  if (process.getuid!() === 0) {
+    rmSync(socket);
+    mkdirSync(socket);
+    writeFileSync(join(socket, 'theirs'), 'kept');
+    chownSync(socket, 12_345, 12_345);
+    await t.rejects(startEmbedded({ folder, diesWithParent: true }), refused);
+    t.equal(readFileSync(join(socket, 'theirs'), 'utf8'), 'kept');
+  }
+});
+
+t.test('a server that cannot be started again says why, and comes back when it can', async (t) => {
+  const folder = stateFolder(t);
+  const reports: string[] = [];
+  const supervised = await superviseEmbedded({ folder, diesWithParent: true }, (event, reason) => reports.push(reason === undefined ? event : `${event}: ${reason}`));
+  t.teardown(() => supervised.stop());
+  const passwords = join(folder, 'cluster/passwords.json');
+  const kept = readFileSync(passwords);
+  rmSync(passwords);
+  process.kill(Number(readFileSync(join(folder, 'cluster/data/postmaster.pid'), 'utf8').split('\n')[0]), 'SIGQUIT');
+  while (reports.length < 2) await new Promise((resolve) => setTimeout(resolve, 20));
+  t.same(reports.slice(0, 2), ['postgres_ended', `postgres_not_restarted: ${passwords} does not hold the database's passwords: restore it from a backup`]);
+  // As it was, owner and all.
+  const owner = statSync(join(folder, 'cluster'));
+  writeFileSync(passwords, kept, { mode: 0o600 });
+  chownSync(passwords, owner.uid, owner.gid);
+  while (reports.at(-1) !== 'postgres_restarted') await new Promise((resolve) => setTimeout(resolve, 20));
+  await supervised.stop();
 });
 
 t.test('a folder in use, one that cannot be written, and a broken setting are one clear line each', async (t) => {
