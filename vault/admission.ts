@@ -25,6 +25,9 @@ interface Share {
   bodyBytes: number;
 }
 
+/** What was turned away, or closed: requests beyond a connection's share (with it), beyond a caller's, bodies beyond what a caller or all may send at once, and answers that nobody reads (with their connection). */
+export type Refusal = 'too many requests on one connection' | 'too many requests of one caller' | 'too many bytes of bodies' | 'an answer was not read';
+
 /** One request's place. It is free again once the request is dealt with and its answer has left, or cannot any more. */
 interface Place {
   readonly caller: string;
@@ -42,16 +45,18 @@ interface Place {
 export class Admission {
   readonly #limits: AdmissionLimits;
   readonly #callerOf: (socket: Socket) => string;
+  readonly #report: (reason: Refusal) => void;
   /** Requests whose answers have not left yet, of every open connection. */
   readonly #underWay = new Map<Socket, Set<IncomingMessage>>();
   readonly #places = new WeakMap<IncomingMessage, Place>();
   readonly #shares = new Map<string, Share>();
   #bodyBytes = 0;
 
-  /** `callerOf` names whoever a connection belongs to, '' where it cannot be told; it must not throw. */
-  constructor(limits: AdmissionLimits, callerOf: (socket: Socket) => string) {
+  /** `callerOf` names whoever a connection belongs to, '' where it cannot be told; it must not throw, nor must `report`. */
+  constructor(limits: AdmissionLimits, callerOf: (socket: Socket) => string, report: (reason: Refusal) => void = () => undefined) {
     this.#limits = limits;
     this.#callerOf = callerOf;
+    this.#report = report;
   }
 
   /** Takes charge of a connection: what is under way on it when it closes is gone. */
@@ -74,6 +79,8 @@ export class Admission {
     const { socket } = request;
     const requests = this.#underWay.get(socket);
     if (requests === undefined || socket.destroyed || requests.size >= maxPerConnection) {
+      // What comes behind it in the packet is of the same connection.
+      if (!socket.destroyed) this.#report('too many requests on one connection');
       socket.destroy();
       // Node parses on in a packet whose connection was closed. What comes of it may hold a card.
       discard(request);
@@ -89,6 +96,7 @@ export class Admission {
     });
     if (share.requests >= this.#limits.maxRequestsPerCaller) {
       discard(request);
+      this.#report('too many requests of one caller');
       refuse(response, !alone);
       return false;
     }
@@ -107,7 +115,10 @@ export class Admission {
     if (place === undefined || place.free) return false;
     const more = bytes - place.bodyBytes;
     const { maxBodyBytesPerCaller, maxBodyBytes } = this.#limits;
-    if (more > 0 && (place.share.bodyBytes + more > maxBodyBytesPerCaller || this.#bodyBytes + more > maxBodyBytes)) return false;
+    if (more > 0 && (place.share.bodyBytes + more > maxBodyBytesPerCaller || this.#bodyBytes + more > maxBodyBytes)) {
+      this.#report('too many bytes of bodies');
+      return false;
+    }
     place.bodyBytes += more;
     place.share.bodyBytes += more;
     this.#bodyBytes += more;
@@ -146,7 +157,9 @@ export class Admission {
       const place = first === undefined ? undefined : this.#places.get(first);
       if (place?.dealtWith !== true) continue;
       place.unreadSince ??= nowMs;
-      if (nowMs - place.unreadSince >= maxMs) socket.destroy();
+      if (nowMs - place.unreadSince < maxMs) continue;
+      this.#report('an answer was not read');
+      socket.destroy();
     }
   }
 

@@ -11,7 +11,7 @@ import { createServer as createHttpsServer } from 'node:https';
 import Fastify from 'fastify';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { Admission } from './admission.ts';
-import type { AdmissionLimits } from './admission.ts';
+import type { AdmissionLimits, Refusal } from './admission.ts';
 import { takeCards } from './body.ts';
 import type { TakenCards, Where } from './body.ts';
 import type { Call } from './call.ts';
@@ -58,6 +58,8 @@ export interface RequestObserver {
   answered(action: string, outcome: string, seconds: number): void;
   /** The vault failed in a way that the caller is not told of. `error` may be logged, by its name and stack only. */
   failed(requestId: string, error: unknown): void;
+  /** A request or connection that was turned away before anything looked at it, or whose answer is not read. */
+  turnedAway(reason: Refusal): void;
 }
 
 export interface ServerOptions {
@@ -89,13 +91,14 @@ const traceparent = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/u;
 /** A listener without routes: `vault/routes.ts` adds them. Does not listen yet. */
 export function createServer(options: ServerOptions): FastifyInstance {
   const { tls, revocation, observer, now, trustDomain } = options;
-  const admission = new Admission(options.admission, (socket) => {
+  const callerAt = (socket: TLSSocket): string => {
     try {
-      return callerOf(socket as TLSSocket, trustDomain).spiffeId;
+      return callerOf(socket, trustDomain).spiffeId;
     } catch {
       return '';
     }
-  });
+  };
+  const admission = new Admission(options.admission, (socket) => callerAt(socket as TLSSocket), (reason) => observer.turnedAway(reason));
   let draining = false;
   const bodyOf = (request: IncomingMessage, { maxBodyBytes }: RouteFacts): Promise<Buffer> => readBody(request, maxBodyBytes, (bytes) => admission.holdBody(request, bytes));
 

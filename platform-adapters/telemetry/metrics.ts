@@ -18,6 +18,8 @@ export interface Metrics {
   connection(kind: string): void;
   /** A connection that was closed before any request on it was looked at. */
   connectionRefused(listener: string, reason: string): void;
+  /** A request that was turned away before anything looked at it, or a connection that was closed for how it is used. */
+  turnedAway(listener: string, reason: string): void;
   hsmEvent(kind: string): void;
   hsmCall(operation: string, durationMs: number): void;
   /** Values read when the metrics are scraped; of several processes added up, unless the least or the largest tells. */
@@ -39,6 +41,7 @@ export function createMetrics(): Metrics {
   const disturbances = new Counter({ name: 'cofre_commit_disturbed_total', help: 'Transactions that did not commit at once, by what became of them.', labelNames: ['role', 'kind'], registers: [registry] });
   const connections = new Counter({ name: 'cofre_tls_events_total', help: 'Events of the TLS listeners.', labelNames: ['kind'], registers: [registry] });
   const refusedConnections = new Counter({ name: 'cofre_connections_refused_total', help: 'Connections closed before any request on them was looked at, by listener and reason.', labelNames: ['listener', 'reason'], registers: [registry] });
+  const turnedAway = new Counter({ name: 'cofre_requests_turned_away_total', help: 'Requests turned away before anything looked at them, and connections closed because their answers are not read, by listener and reason.', labelNames: ['listener', 'reason'], registers: [registry] });
   const hsmEvents = new Counter({ name: 'cofre_hsm_events_total', help: 'Events of the HSM and of its keys.', labelNames: ['kind'], registers: [registry] });
   const hsmCalls = new Histogram({ name: 'cofre_hsm_call_seconds', help: 'Time of a call of the HSM, without the wait for a session.', labelNames: ['operation'], buckets: fineSeconds, registers: [registry] });
   return {
@@ -54,6 +57,7 @@ export function createMetrics(): Metrics {
     disturbed: (role, kind) => disturbances.inc({ role, kind }),
     connection: (kind) => connections.inc({ kind }),
     connectionRefused: (listener, reason) => refusedConnections.inc({ listener, reason }),
+    turnedAway: (listener, reason) => turnedAway.inc({ listener, reason }),
     hsmEvent: (kind) => hsmEvents.inc({ kind }),
     hsmCall: (operation, durationMs) => hsmCalls.observe({ operation }, durationMs / 1000),
     gauge(name, help, read, ofSeveral = 'sum') {

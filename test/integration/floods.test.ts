@@ -16,7 +16,8 @@ const entriesPerMinute = 10;
 const maxFullHandshakes = 150;
 const appliance = await startAppliance(t, {
   config: {
-    listeners: { max_requests_per_caller: maxRequests, max_body_bytes_per_caller: maxBodyBytes, max_connections_per_certificate: maxConnections, handshakes_per_second: 50, handshake_burst: 100, max_handshakes_waiting: 100, max_full_handshakes_per_certificate: maxFullHandshakes },
+    // Requests that are held up to fill places must outlast a machine that stands still for a while.
+    listeners: { max_requests_per_caller: maxRequests, max_body_bytes_per_caller: maxBodyBytes, max_connections_per_certificate: maxConnections, handshakes_per_second: 50, handshake_burst: 100, request_timeout: '2m', max_handshakes_waiting: 100, max_full_handshakes_per_certificate: maxFullHandshakes },
     refusals: { entries_per_minute: entriesPerMinute },
   },
 });
@@ -24,6 +25,11 @@ const appliance = await startAppliance(t, {
 async function refused(reason: string, listener = 'api'): Promise<number> {
   const metrics = await (await fetch(`${appliance.telemetryUrl}/metrics`)).text();
   return Number(new RegExp(`^cofre_connections_refused_total\\{listener="${listener}",reason="${reason}"\\} (\\d+)$`, 'mu').exec(metrics)?.[1] ?? 0);
+}
+/** How many requests, or connections with them, the API turned away for this reason. */
+async function turnedAway(reason: string): Promise<number> {
+  const metrics = await (await fetch(`${appliance.telemetryUrl}/metrics`)).text();
+  return Number(new RegExp(`^cofre_requests_turned_away_total\\{listener="api",reason="${reason}"\\} (\\d+)$`, 'mu').exec(metrics)?.[1] ?? 0);
 }
 /** Keeps so many connections going, each made anew once it is closed, until it is told to stop. */
 function flood(connections: number, make: () => Socket): { stop(): void } {
@@ -70,6 +76,8 @@ await t.test('a connection with one more is closed, and others are served meanwh
   const replies = await Promise.all(Array.from({ length: 4 }, (_, n) => checkout.post('/v1/tokenize', { pan: cardText(n) })));
   t.strictSame(replies.map(({ status }) => status), [201, 201, 201, 201]);
   t.equal((await Promise.all(closed)).length, 10);
+  const counted = await turnedAway('too many requests on one connection');
+  t.ok(counted >= 1 && counted <= 10, `${counted} times: each connection once, unless its caller had no place left first`);
 });
 
 await t.test('a caller with all its places taken is told that the vault is overloaded, others and its own next request are not', async (t) => {
@@ -85,6 +93,7 @@ await t.test('a caller with all its places taken is told that the vault is overl
   for (const socket of slow) socket.write(body.slice(5));
   const statuses = (await Promise.all(answers)).map((bytes) => parseReplies(bytes)[0]!.status);
   t.equal(statuses.filter((status) => status === 503).length, 2, 'those beyond were refused');
+  t.ok((await turnedAway('too many requests of one caller')) >= 4, 'and all refusals counted');
   t.equal(statuses.filter((status) => status === 200 || status === 201).length, maxRequests, 'the others had their time');
   t.equal((await checkout.post('/v1/tokenize', { pan: cardText(9) })).status, 200);
 });

@@ -3,13 +3,15 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { connect, type AddressInfo, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
-import { Admission } from '../../vault/admission.ts';
+import { Admission, type Refusal } from '../../vault/admission.ts';
 
 const maxPerCaller = 3;
 const get = (name: string): string => `GET /${encodeURIComponent(name)} HTTP/1.1\r\nHost: x\r\n\r\n`;
 
 interface Server {
   readonly admission: Admission;
+  /** Why requests were turned away or connections closed, in order. */
+  readonly refusals: Refusal[];
   /** Requests that were let in, by their path; nobody answers them but the test. */
   readonly admitted: Map<string, { request: IncomingMessage; response: ServerResponse }>;
   connect(): Promise<Socket>;
@@ -21,7 +23,8 @@ const bodies = { maxBodyBytesPerCaller: 100, maxBodyBytes: 150 };
 
 /** Each connection is its own caller's where `callerOf` says so. */
 async function serve(t: Test, places = maxPerCaller, callerOf: (socket: Socket) => string = () => 'caller'): Promise<Server> {
-  const admission = new Admission({ maxRequestsPerCaller: places, ...bodies }, callerOf);
+  const refusals: Refusal[] = [];
+  const admission = new Admission({ maxRequestsPerCaller: places, ...bodies }, callerOf, (reason) => refusals.push(reason));
   const admitted = new Map<string, { request: IncomingMessage; response: ServerResponse }>();
   let told = (): void => undefined;
   const server = createServer((request, response) => {
@@ -39,6 +42,7 @@ async function serve(t: Test, places = maxPerCaller, callerOf: (socket: Socket) 
   });
   return {
     admission,
+    refusals,
     admitted,
     async connect() {
       const socket = connect((server.address() as AddressInfo).port, '127.0.0.1').on('error', () => undefined);
@@ -150,6 +154,7 @@ t.test('who waits for each answer may go on after a refusal, who pipelines is cu
   t.match(text, /^HTTP\/1\.1 200 [\s\S]*HTTP\/1\.1 503 [\s\S]*connection: close[\s\S]*"code":"overloaded"/iu);
   t.equal(text.match(/HTTP\/1\.1/gu)?.length, 2, 'what came behind is not answered');
   t.notOk(server.admitted.has('unheard'));
+  t.same([...new Set(server.refusals)], ['too many requests of one caller']);
   polite.write(get('polite'));
   await server.until('polite');
   t.pass('the other goes on');
@@ -164,8 +169,9 @@ t.test('a connection has 64 requests under way at most: one more closes it, and 
   t.equal(server.admitted.size, 64);
   const { response: first } = server.admitted.get('0')!;
   const closed = once(first, 'close');
-  socket.write(get('one too many'));
+  socket.write(get('one too many') + get('another'));
   await closed;
+  t.same(server.refusals, ['too many requests on one connection'], 'a connection is counted once');
   t.same([...server.admitted.keys()], names);
   for (const { request } of server.admitted.values()) server.admission.dealtWith(request);
   const others = await Promise.all([server.connect(), server.connect()]);
@@ -225,6 +231,7 @@ t.test('a connection whose client does not read its answer is closed in time, an
   server.admission.dealtWith(first);
   t.equal(await status(patient), '200');
   t.ok(await hasPlace(server, 'after'), 'the place is free again');
+  t.same(server.refusals, ['an answer was not read']);
 });
 
 t.test('bodies of one caller, and of all, take so many bytes together, until their requests are gone, however they go', async (t) => {

@@ -141,7 +141,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   stack.defer(() => refusals.close());
 
   // Listeners.
-  const serverOptions = (tls: TlsListener): ServerOptions => ({
+  const serverOptions = (tls: TlsListener, name: string): ServerOptions => ({
     tls,
     trustDomain: config.tls.trust_domain,
     revocation,
@@ -149,6 +149,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     observer: {
       answered: (action, outcome, seconds) => metrics.answered(action, outcome, seconds),
       failed: (requestId, error) => log.error('a request failed', { request_id: requestId, error: describe(error) }),
+      turnedAway: (reason) => metrics.turnedAway(name, reason),
     },
     recordRefusal: async (call, action, refused) => await refusals.record(call, action, refused),
     bodyPassed: () => buffers.used(),
@@ -185,7 +186,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   const readiness = (): Readiness => ({ ...readinessOf(keyring, writers, revocation, config), checkpoints: watched.state(), ...(sequencing === null ? {} : { sequencer: sequencing.state() }) });
 
   const apiTls = tokenizing === null && detokenizing === null ? null : await openTls('api');
-  const api = apiTls === null ? null : createServer(serverOptions(apiTls));
+  const api = apiTls === null ? null : createServer(serverOptions(apiTls, 'api'));
   if (api !== null) await addOpenApi(api, apiVersion);
   if (api !== null && tokenizing !== null && batching !== null) {
     // An operation's outcome is of its own kind (vault/transaction.ts), which a writer of many kinds cannot say in its type.
@@ -219,7 +220,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       record: async (operation, failed) => void (await detokenizing.commit({ kind: 'entry', entry: openFailure(operation, failed) }, 1, operation.tenant.name)),
     });
   }
-  const admin = has('admin') ? createServer(serverOptions(await openTls('admin'))) : null;
+  const admin = has('admin') ? createServer(serverOptions(await openTls('admin'), 'admin')) : null;
   if (admin !== null) {
     const status = (): object => {
       const { revoked, freshUntil } = revocation.status();
