@@ -14,7 +14,7 @@ t.test('a person sees a bar, which goes in the end', async (t) => {
   t.same(written, ['\r\u001B[K[                        ] verified 0 %, 0 of 2,000,000 entries'], 'not more than ten times a second');
   await new Promise((done) => setTimeout(done, 120));
   progress.update(1_000_000, 2_000_000);
-  t.match(written[1], /^\r\u001B\[K\[############ {12}\] verified 50 %, 1,000,000 of 2,000,000 entries, \d+ s left$/u);
+  t.match(written[1]?.replace('\r\u001B[K', ''), /^\[############ {12}\] verified 50 %, 1,000,000 of 2,000,000 entries, \d+ s left$/u);
   progress.end();
   t.equal(written[2], '\r\u001B[K');
   progress.end();
