@@ -1,5 +1,5 @@
 /** One process at a time in a folder. */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { closeSync, openSync } from 'node:fs';
 
 /**
@@ -31,4 +31,22 @@ export async function lockFolder(folder: string, patienceMs: number): Promise<()
     if (held) closeSync(fd);
     held = false;
   };
+}
+
+/**
+ * Does `work`, which takes moments, while no other process does any in the folder, and returns what it returns. It blocks until then, 10 s at most. The same lock as {@link lockFolder}'s: not for a folder
+ * that this process has claimed.
+ *
+ * @throws one clear line if another process holds it all that time; and what `work` throws.
+ */
+export function inTurn<T>(folder: string, work: () => T): T {
+  const fd = openSync(folder, 'r');
+  try {
+    const { status, error } = spawnSync('flock', ['--timeout', '10', '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
+    if (error !== undefined) throw new Error('the command flock is missing: install the package util-linux', { cause: error });
+    if (status !== 0) throw new Error(`another process has held ${folder} for 10 s: see which, and stop it`);
+    return work();
+  } finally {
+    closeSync(fd);
+  }
 }

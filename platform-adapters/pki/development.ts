@@ -3,6 +3,7 @@ import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, rmSync } fr
 import { dirname, join } from 'node:path';
 
 import { flushFolder, replaceFile, writeBeside } from '../linux/durable-file.ts';
+import { inTurn } from '../linux/folder-lock.ts';
 import { makeCertificate, makeCrl, type AlternativeName, type Issuer } from './certificate.ts';
 
 /**
@@ -44,7 +45,7 @@ export interface DevelopmentPki {
   issueCertificate(request: CertificateRequest): IssuedCertificate;
   /**
    * Adds these serials (hex) to those revoked before and replaces `crl.pem` by a list with a higher number. With no serials it renews the list.
-   * The returned list is in PEM. A serial never leaves the list.
+   * The returned list is in PEM. A serial never leaves the list, of several processes that sign at once either.
    */
   signCrl(serials: readonly string[]): string;
   /** Revokes the certificate that `<name>.pem` holds; the file stays, so that one can see it refused. Returns the serial. */
@@ -117,7 +118,9 @@ export function createDevelopmentPki(directory: string, options: DevelopmentPkiO
     return { commonName: name, names: [{ type: 'uri', value: `spiffe://${trustDomain}/tenant/${client.tenant}/service/${client.service}` }] };
   };
 
-  const signCrl = (serials: readonly string[]): string => {
+  // What is read is what the last one wrote, whichever process that was: of two at once one would forget whom the other revoked.
+  const signCrl = (serials: readonly string[]): string => inTurn(directory, () => signCrlAlone(serials));
+  const signCrlAlone = (serials: readonly string[]): string => {
     const moment = now();
     if (existsSync(at('crl.pem')) && !existsSync(at('revoked.json'))) throw new Error(`${at('revoked.json')} is missing, without which a new revocation list would forget who was revoked`);
     const register = readRegister(at('revoked.json'));

@@ -27,7 +27,7 @@ export const RULES: readonly { readonly from: RegExp; readonly files: readonly s
   { from: /^hsm\//, files: ['hsm/'], packages: [] },
   { from: /^audit\//, files: ['audit/'], packages: [] },
   { from: /^platform-adapters\/postgres\//, files: ['platform-adapters/linux/durable-file.ts', 'platform-adapters/linux/folder-lock.ts'], packages: ['pg'] },
-  { from: /^platform-adapters\/pki\//, files: ['platform-adapters/linux/durable-file.ts'], packages: [] },
+  { from: /^platform-adapters\/pki\//, files: ['platform-adapters/linux/durable-file.ts', 'platform-adapters/linux/folder-lock.ts'], packages: [] },
   { from: /^platform-adapters\/telemetry\//, files: [], packages: ['prom-client', 'pino'] },
   { from: /^platform-adapters\/aws\//, files: [], packages: ['@aws-sdk/client-s3'] },
   { from: /^platform-adapters\//, files: [], packages: [] },

@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 
 import { createDevelopmentPki, developmentClients } from '../../../platform-adapters/pki/development.ts';
+import { parseCrls } from '../../../vault/crl.ts';
 import { serialOf, testPki } from '../../support/pki.ts';
 
 const dayMs = 86_400_000;
@@ -196,6 +197,23 @@ t.test('a revoked serial stays on every later list, whose number grows', (t) => 
   t.ok(last.number > first.number);
   t.equal(serialOf(credentials('intruder').cert), serial, 'a start does not replace a revoked certificate');
   t.end();
+});
+
+t.test('of processes that revoke at once none loses what another revoked', async (t) => {
+  const { directory } = testPki(t);
+  const module = new URL('../../../platform-adapters/pki/development.ts', import.meta.url).href;
+  const serials = (process: number): string[] => Array.from({ length: 10 }, (_, n) => `${process + 1}f${n}`);
+  const children = Array.from({ length: 3 }, (_, process_) => {
+    const program = `import { createDevelopmentPki } from ${JSON.stringify(module)};
+      const pki = createDevelopmentPki(${JSON.stringify(directory)}, { trustDomain: 'cofre.dev', now: () => new Date() });
+      for (const serial of ${JSON.stringify(serials(process_))}) pki.signCrl([serial]);`;
+    return spawn(process.execPath, ['--input-type=module', '--eval', program], { stdio: 'ignore' });
+  });
+  t.same(await Promise.all(children.map(async (child) => (await once(child, 'exit'))[0] as number)), [0, 0, 0]);
+  const { revoked } = JSON.parse(readFileSync(join(directory, 'revoked.json'), 'utf8')) as { revoked: { serial: string }[] };
+  t.same(revoked.map(({ serial }) => serial).sort(), [0, 1, 2].flatMap(serials).sort());
+  const [list] = parseCrls(readFileSync(join(directory, 'crl.pem')));
+  t.same([...list!.serials].sort(), revoked.map(({ serial }) => serial).sort(), 'and the list has them all');
 });
 
 t.test('a reissued certificate has a new key and serial and the same caller', (t) => {
