@@ -138,6 +138,7 @@ function systemPackages({ hsm, tools, install, compile }) {
     // For test/extended: Python's venv comes apart from Python in Debian.
     if (spawnSync('python3', ['-c', 'import venv, ensurepip'], { stdio: 'ignore' }).status !== 0) missing.push('python3-venv');
     if (!hasCommand('testssl')) missing.push('testssl.sh');
+    if (!hasCommand('ip')) missing.push('iproute2');
   }
   if ((install && !hasCommand('g++')) || (compile && !hasCommand('cc'))) missing.push('g++');
   if (missing.length === 0) return;

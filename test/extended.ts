@@ -1,4 +1,5 @@
 import { startInCleanClone } from './extended/clean-clone.ts';
+import { cutNetwork } from './extended/network-cut.ts';
 import { fuzzApi } from './extended/schemathesis.ts';
 import { checkWithTessera } from './extended/tessera.ts';
 import { scanListeners } from './extended/testssl.ts';
@@ -19,6 +20,7 @@ const PARTS: readonly Part[] = [
   { name: 'npm start in a clean clone, as a user without rights', run: startInCleanClone },
   { name: 'schemathesis over the whole API', run: fuzzApi },
   { name: 'testssl.sh on both listeners', run: scanListeners },
+  { name: 'network cut between vault and database, each in a namespace', run: cutNetwork },
   { name: "tessera's fsck over the log", run: checkWithTessera },
 ];
 
