@@ -387,7 +387,7 @@ t.test('in direct custody no object stays in the HSM that certainly no row names
     const store = memoryStore(t);
     const events: string[] = [];
     let nowMs = Date.now();
-    const log = { info: () => undefined, warn: (event: string, fields: object) => events.push([event, ...(Object.values(fields) as string[])].join(' ')) };
+    const log = { info: () => undefined, warn: (event: string, fields: Readonly<Record<string, string | number | boolean>>) => events.push([event, ...Object.values(fields)].join(' ')) };
     const open = () => keyringOf(t, hsm, { custody: 'direct', store, tenants, sessions: eager, now: () => new Date(nowMs), log });
     const keyring = await open();
     const before = hsm.strict!.keyCount();
