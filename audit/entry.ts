@@ -98,9 +98,10 @@ export function readEntry(bytes: Uint8Array): Readonly<Record<string, unknown>> 
 function isSorted(value: object): boolean {
   if (Array.isArray(value)) return value.every((item: unknown) => typeof item !== 'object' || item === null || isSorted(item));
   let previous: string | null = null;
-  for (const [name, member] of Object.entries(value) as [string, unknown][]) {
+  for (const name of Object.keys(value)) {
     if (previous !== null && previous >= name) return false;
     previous = name;
+    const member: unknown = (value as Record<string, unknown>)[name];
     if (typeof member === 'object' && member !== null && !isSorted(member)) return false;
   }
   return true;

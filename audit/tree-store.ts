@@ -228,6 +228,9 @@ async function writeStep(tx: ClientBase, from: LogHead, step: Advance): Promise<
  */
 async function inTransaction(pool: Pool, work: (tx: ClientBase) => Promise<boolean>): Promise<boolean> {
   const client = await pool.connect();
+  // A session that the server ends between two statements would otherwise be an error of the process.
+  const ignore = (): void => undefined;
+  client.on('error', ignore);
   let broken = true;
   try {
     await client.query('BEGIN');
@@ -237,6 +240,7 @@ async function inTransaction(pool: Pool, work: (tx: ClientBase) => Promise<boole
     broken = false;
     return done;
   } finally {
+    client.off('error', ignore);
     client.release(broken);
   }
 }

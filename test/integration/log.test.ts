@@ -174,8 +174,8 @@ await t.test('each call is in exactly one entry, which says all that the call wa
 
 await t.test('the chain of each role begins with its start and holds against the certificate that the HSM signed', async (t) => {
   // readLog has checked signatures, numbers and certificates, and throws at a fault.
-  t.same([...new Set(entries.map(({ role }) => role))].sort(), ['detokenize', 'tokenize']);
-  for (const role of ['tokenize', 'detokenize']) {
+  t.same([...new Set(entries.map(({ role }) => role))].sort(), ['detokenize', 'sequencer', 'tokenize']);
+  for (const role of ['tokenize', 'detokenize', 'sequencer']) {
     const [first] = entries.filter((entry) => entry.role === role);
     t.equal(first?.batch, 0n);
     t.equal(first?.value['action'], 'writer.start');
@@ -191,7 +191,7 @@ await t.test('after a clean stop the chains are closed, and their successors nam
   clients['checkout']?.close();
   const ended = await appliance.stop();
   t.same(ended, { code: 0, signal: null });
-  const names = ['tokenize', 'tokenize-batch', 'detokenize'];
+  const names = ['tokenize', 'tokenize-batch', 'detokenize', 'sequencer'];
   const notes = Object.fromEntries(names.map((role) => [role, JSON.parse(readFileSync(join(appliance.home, 'writers', `${role}.json`), 'utf8')) as Record<string, unknown>]));
   await appliance.start();
   entries = await readLog(appliance);

@@ -12,7 +12,7 @@ import { readCharter } from '../../audit/charter.ts';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { decodeBundle, encodeBundle, encodeEntry, type Entry } from '../../audit/entry.ts';
 import { consistencyProof, verifyConsistency } from '../../audit/merkle.ts';
-import { encodeVkey, openNote, parseVkey, signNote, type NoteSigner } from '../../audit/note.ts';
+import { encodeVkey, openNote, parseVkey, signNote, type NoteSigner, type NoteVerifier } from '../../audit/note.ts';
 import { SearchKeyReader, tokenKey } from '../../audit/search-keys.ts';
 import type { ChainState, LogHead, StoredChain } from '../../audit/sequencer.ts';
 import { batchOfRow, type BatchRow } from '../../audit/store.ts';
@@ -210,6 +210,8 @@ function tilesOf(leaves: readonly Buffer[]): Map<string, Buffer> {
 export interface Expectations {
   /** Every batch of every writer is in the tree, but those of these writers. */
   readonly complete?: readonly bigint[];
+  /** The log's key, where it is not the tests'. */
+  readonly verifier?: NoteVerifier;
   /** Every checkpoint that was ever signed, whoever has it. */
   readonly published?: readonly string[];
 }
@@ -217,7 +219,7 @@ export interface Expectations {
 /** Recomputes the whole log from what the writers stored, and asserts that it is what stands there. Returns its entries. */
 export async function verifyLog(t: Test, tables: LogTables, message: string, expected: Expectations = {}): Promise<{ readonly index: number; readonly entry: Record<string, unknown> }[]> {
   const faults: string[] = [];
-  const certifier = parseVkey(encodeVkey(origin, signer.algorithm, signer.publicKeySpki));
+  const certifier = expected.verifier ?? parseVkey(encodeVkey(origin, signer.algorithm, signer.publicKeySpki));
   const { head } = tables;
   const log = head === null ? undefined : tables.logs.get(head.logId);
   if (head === null || log === undefined) {
@@ -272,7 +274,7 @@ export async function verifyLog(t: Test, tables: LogTables, message: string, exp
   if ([...tiles.keys()].sort().join(' ') !== [...tables.tiles.keys()].sort().join(' ')) faults.push('tiles are missing, or too many');
   for (const [path, tile] of tiles) if (tables.tiles.get(path)?.equals(tile) !== true) faults.push(`tile ${path} is another`);
   // Every signature ever given.
-  const verifiers = [parseVkey(encodeVkey(head.origin, signer.algorithm, signer.publicKeySpki))];
+  const verifiers = [expected.verifier ?? parseVkey(encodeVkey(head.origin, signer.algorithm, signer.publicKeySpki))];
   const reader = tileReader(head.size, async ({ level, index, width }) => tables.tiles.get(`${level}/${index}`)!.subarray(0, width * 32));
   for (const note of new Set([...tables.checkpoints.values(), ...(expected.published ?? [])])) {
     const checkpoint = openCheckpoint(note, verifiers);

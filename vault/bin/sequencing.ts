@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client, Pool } from 'pg';
-import type { ClientConfig } from 'pg';
+import type { ClientBase, ClientConfig } from 'pg';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { readTile } from '../../audit/log-source.ts';
 import { writerName } from '../../audit/chain.ts';
@@ -28,8 +28,14 @@ export interface Sequencing {
   state(): { readonly ok: boolean; readonly detail: string };
 }
 
-/** Time between two looks for batches while there are none, and after a failure. */
+/**
+ * Time between two looks for batches while there are none, and once there have been none for some seconds. With 20,000 writers of the past, 320 of them
+ * in each look, all of it was measured at 0.9 % of a core with a look each 250 ms, PostgreSQL's part included, and at half of that with one each 500 ms.
+ */
 const idleMs = 250;
+const restMs = 500;
+const restAfterMs = 10_000;
+/** Time after a failure. */
 const failedMs = 1000;
 /** How often an instance that waits tries to take over. */
 const standbyMs = 1000;
@@ -52,11 +58,11 @@ const sequencerLock = '7165064689041240933';
 export async function openSequencing(stack: AsyncDisposableStack, context: WriterContext): Promise<Sequencing> {
   const { home, config, access, signer, log, metrics, now } = context;
   const connection = connectionOf(access, 'sequencer');
-  const pool = new Pool({ ...connection, max: 2, application_name: 'cofre sequencer', query_timeout: 15_000, keepAlive: true });
-  pool.on('error', () => undefined);
   // A head that the server forgot in a crash, although its checkpoint was witnessed, would be the end of this log. And a transaction of an
   // instance that hangs must not hold the head for longer than its rivals wait.
-  pool.on('connect', (client) => void client.query("SET synchronous_commit = on; SET statement_timeout = '12s'; SET idle_in_transaction_session_timeout = '12s'").catch(() => undefined));
+  const verify = (client: ClientBase, done: (error?: Error) => void): void => client.query("SET synchronous_commit = on; SET statement_timeout = '12s'; SET idle_in_transaction_session_timeout = '12s'", (error) => done(error ?? undefined));
+  const pool = new Pool({ ...connection, max: 2, application_name: 'cofre sequencer', connectionTimeoutMillis: 5000, query_timeout: 15_000, keepAlive: true, verify });
+  pool.on('error', () => undefined);
   stack.defer(() => endPool(pool));
 
   /** What is wrong with the log, for good; with sequencing it, and since when; with signing. */
@@ -114,6 +120,7 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
     }
   };
   let triedAtMs = Number.NEGATIVE_INFINITY;
+  let movedAtMs = performance.now();
   let signing: Promise<void> | null = null;
 
   await sequencer.open().catch((error: unknown) => {
@@ -139,7 +146,8 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
             triedAtMs = performance.now();
             signing = sign().finally(() => (signing = null));
           }
-          ms = more ? 0 : idleMs;
+          if (added > 0) movedAtMs = performance.now();
+          ms = more ? 0 : performance.now() - movedAtMs < restAfterMs ? idleMs : restMs;
         }
         if (failingSinceMs !== null || fault !== null) log.info('the log is sequenced again');
         failingSinceMs = null;
