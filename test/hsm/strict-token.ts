@@ -12,6 +12,8 @@ export interface StrictTokenOptions {
   readonly iv?: 'overwrite' | 'zeros-only';
   readonly maxKeys?: number;
   readonly maxSessions?: number;
+  /** The HSM that this token is a way to, with users of its own: the PIN is then `user:password`, and `pin` is not looked at. Without one it has an HSM to itself. */
+  readonly hsm?: StrictHsm;
 }
 
 class StrictTokenError extends Error {
@@ -28,6 +30,31 @@ type Call = keyof Pkcs11Module;
 interface StoredObject {
   readonly attributes: Map<number, Buffer>;
   readonly secret: Buffer | null;
+  /** The crypto user that made it; null where there are none. */
+  readonly owner: string | null;
+  /** Other crypto users that may use it, and nothing else. */
+  readonly sharedWith: Set<string>;
+}
+
+/**
+ * An HSM with crypto users, as CloudHSM has them: an object is there for the user that made it and for those that it was shared with, who can use it
+ * and neither destroy it nor share it on. To share is not PKCS#11's: it is done with the HSM's own tool, by the owner.
+ */
+export class StrictHsm {
+  readonly objects = new Set<StoredObject>();
+  /** Passwords by user. */
+  readonly users: ReadonlyMap<string, string>;
+
+  constructor(users: Readonly<Record<string, string>>) {
+    this.users = new Map(Object.entries(users));
+  }
+
+  /** Shares all objects of a label (of a pair, both). */
+  share(owner: string, label: string, user: string): void {
+    const meant = [...this.objects].filter((object) => object.owner === owner && object.attributes.get(CKA.LABEL)?.toString('utf8') === label);
+    if (meant.length === 0 || !this.users.has(user)) throw new Error(`there is nothing of ${owner}'s called ${label}, or nobody called ${user}`);
+    for (const object of meant) object.sharedWith.add(user);
+  }
 }
 
 interface Operation {
@@ -49,20 +76,26 @@ export class StrictToken implements Pkcs11Module {
   readonly violations: string[] = [];
   /** How often each call was made. */
   readonly calls = new Map<Call, number>();
-  readonly #options: Required<StrictTokenOptions>;
+  readonly #options: Required<Omit<StrictTokenOptions, 'hsm'>>;
+  readonly #hsm: StrictHsm;
+  readonly #hasUsers: boolean;
   readonly #sessions = new Map<string, OpenSession>();
+  /** Handles that were given out. */
   readonly #objects = new Map<string, StoredObject>();
   readonly #failures: { call: Call; rv: keyof typeof CKR; done: boolean }[] = [];
   readonly #hanging: { call: Call; release: (() => void) | null }[] = [];
   #initialized = false;
-  #loggedIn = false;
+  /** Who is logged in; where there are no users, ''. */
+  #user: string | null = null;
   #nextHandle = 1n;
   #wrongPins = 0;
   #inFlight = 0;
   #away = false;
   #usedIvs = new Set<string>();
 
-  constructor(options: StrictTokenOptions = {}) {
+  constructor({ hsm, ...options }: StrictTokenOptions = {}) {
+    this.#hsm = hsm ?? new StrictHsm({});
+    this.#hasUsers = hsm !== undefined;
     this.#options = { label: 'cofre-test', pin: 'test-pin', iv: 'overwrite', maxKeys: 16_666, maxSessions: 64, ...options };
   }
 
@@ -81,10 +114,8 @@ export class StrictToken implements Pkcs11Module {
   /** Forgets all sessions and the login, and gives every object a new handle, as a restarted client daemon does. */
   loseSessions(): void {
     this.#sessions.clear();
-    this.#loggedIn = false;
-    const objects = [...this.#objects.values()];
+    this.#user = null;
     this.#objects.clear();
-    for (const object of objects) this.#objects.set(this.#handle().toString('hex'), object);
   }
 
   /** The next call of that name fails; with `done` it does its work first. */
@@ -100,11 +131,11 @@ export class StrictToken implements Pkcs11Module {
   }
 
   keyCount(): number {
-    return this.#objects.size;
+    return this.#hsm.objects.size;
   }
 
   labels(): string[] {
-    return [...this.#objects.values()].map((object) => object.attributes.get(CKA.LABEL)?.toString('utf8') ?? '');
+    return [...this.#hsm.objects].map((object) => object.attributes.get(CKA.LABEL)?.toString('utf8') ?? '');
   }
 
   get initialized(): boolean {
@@ -192,14 +223,14 @@ export class StrictToken implements Pkcs11Module {
       const open = this.#session(session);
       if (open.operation?.running === true) this.violations.push('closed a session during its operation');
       this.#sessions.delete(session.toString('hex'));
-      if (this.#sessions.size === 0) this.#loggedIn = false;
+      if (this.#sessions.size === 0) this.#user = null;
     });
   }
 
   C_CloseAllSessions(): void {
     this.#enter('C_CloseAllSessions', () => {
       this.#sessions.clear();
-      this.#loggedIn = false;
+      this.#user = null;
     });
   }
 
@@ -207,19 +238,20 @@ export class StrictToken implements Pkcs11Module {
     this.#enter('C_Login', () => {
       this.#session(session);
       if (userType !== CKU.USER) throw new StrictTokenError('USER_TYPE_INVALID');
-      if (this.#loggedIn) throw new StrictTokenError('USER_ALREADY_LOGGED_IN');
-      if (pin !== this.#options.pin) {
+      if (this.#user !== null) throw new StrictTokenError('USER_ALREADY_LOGGED_IN');
+      const user = this.#userOf(pin);
+      if (user === null) {
         this.#wrongPins += 1;
         throw new StrictTokenError(this.#wrongPins >= 5 ? 'PIN_LOCKED' : 'PIN_INCORRECT');
       }
-      this.#loggedIn = true;
+      this.#user = user;
     });
   }
 
   C_Logout(session: Handle): void {
     this.#enter('C_Logout', () => {
       this.#session(session);
-      this.#loggedIn = false;
+      this.#user = null;
     });
   }
 
@@ -227,9 +259,9 @@ export class StrictToken implements Pkcs11Module {
     this.#enter('C_FindObjectsInit', () => {
       const open = this.#idle(session, 'C_FindObjectsInit');
       const wanted = template.map(({ type, value }) => [type, bytesOf(value)] as const);
-      const found = [...this.#objects]
-        .filter(([, object]) => (this.#loggedIn || object.attributes.get(CKA.PRIVATE)?.[0] === 0) && wanted.every(([type, value]) => object.attributes.get(type)?.equals(value) === true))
-        .map(([handle]) => Buffer.from(handle, 'hex'));
+      const found = [...this.#hsm.objects]
+        .filter((object) => this.#isVisible(object) && wanted.every(([type, value]) => object.attributes.get(type)?.equals(value) === true))
+        .map((object) => this.#handleOf(object));
       open.operation = { kind: 'find', mechanism: null, object: null, found, running: false };
     });
   }
@@ -260,8 +292,9 @@ export class StrictToken implements Pkcs11Module {
   C_DestroyObject(session: Handle, object: Handle): void {
     this.#enter('C_DestroyObject', () => {
       this.#session(session);
-      this.#object(object);
-      this.#objects.delete(object.toString('hex'));
+      const stored = this.#object(object);
+      if (this.#hasUsers && stored.owner !== this.#user) throw new StrictTokenError('KEY_FUNCTION_NOT_PERMITTED');
+      this.#hsm.objects.delete(stored);
     });
   }
 
@@ -457,7 +490,7 @@ export class StrictToken implements Pkcs11Module {
   }
 
   #needLogin(): void {
-    if (!this.#loggedIn) throw new StrictTokenError('USER_NOT_LOGGED_IN');
+    if (this.#user === null) throw new StrictTokenError('USER_NOT_LOGGED_IN');
   }
 
   #session(handle: Handle): OpenSession {
@@ -487,8 +520,28 @@ export class StrictToken implements Pkcs11Module {
 
   #object(handle: Handle, missing: 'OBJECT_HANDLE_INVALID' | 'KEY_HANDLE_INVALID' = 'OBJECT_HANDLE_INVALID'): StoredObject {
     const object = this.#objects.get(handle.toString('hex'));
-    if (object === undefined) throw new StrictTokenError(missing);
+    if (object === undefined || !this.#hsm.objects.has(object) || !this.#isVisible(object)) throw new StrictTokenError(missing);
     return object;
+  }
+
+  /** Who logs in with this PIN; null where it is wrong. */
+  #userOf(pin: string): string | null {
+    if (!this.#hasUsers) return pin === this.#options.pin ? '' : null;
+    const at = pin.indexOf(':');
+    const user = pin.slice(0, Math.max(0, at));
+    return at > 0 && this.#hsm.users.get(user) === pin.slice(at + 1) ? user : null;
+  }
+
+  #isVisible({ attributes, owner, sharedWith }: StoredObject): boolean {
+    if (!this.#hasUsers) return this.#user !== null || !truth(attributes, CKA.PRIVATE);
+    return this.#user !== null && (owner === this.#user || sharedWith.has(this.#user));
+  }
+
+  #handleOf(object: StoredObject): Handle {
+    for (const [handle, known] of this.#objects) if (known === object) return Buffer.from(handle, 'hex');
+    const handle = this.#handle();
+    this.#objects.set(handle.toString('hex'), object);
+    return handle;
   }
 
   #template(template: Attribute[], known: ReadonlySet<number>): Map<number, Buffer> {
@@ -504,11 +557,11 @@ export class StrictToken implements Pkcs11Module {
   }
 
   #store(attributes: Map<number, Buffer>, secret: Buffer | null): Handle {
-    if (this.#objects.size >= this.#options.maxKeys) throw new StrictTokenError('DEVICE_MEMORY');
+    if (this.#hsm.objects.size >= this.#options.maxKeys) throw new StrictTokenError('DEVICE_MEMORY');
     if (secret !== null) for (const type of [CKA.ALWAYS_SENSITIVE, CKA.NEVER_EXTRACTABLE, CKA.LOCAL]) attributes.set(type, Buffer.from([1]));
-    const handle = this.#handle();
-    this.#objects.set(handle.toString('hex'), { attributes, secret });
-    return handle;
+    const object: StoredObject = { attributes, secret, owner: this.#hasUsers ? this.#user : null, sharedWith: new Set() };
+    this.#hsm.objects.add(object);
+    return this.#handleOf(object);
   }
 
   #handle(): Handle {
