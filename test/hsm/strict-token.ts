@@ -143,7 +143,7 @@ export class StrictToken implements Pkcs11Module {
   }
 
   get loggedIn(): boolean {
-    return this.#loggedIn;
+    return this.#user !== null;
   }
 
   get openSessions(): number {
