@@ -92,7 +92,7 @@ export class TlsListener {
     this.#options = options;
     this.#material = material;
     this.#tickets = options.tickets ?? new TicketSecret();
-    this.#tickets.onChange(() => this.#server?.setTicketKeys(this.#tickets.keysOf(options.name)));
+    this.#tickets.onChange(() => this.#useTicketKeys());
   }
 
   /** @throws Error naming the file at fault, and nothing of what it holds. */
@@ -126,6 +126,9 @@ export class TlsListener {
     );
     this.#handshakes = handshakes;
     server.on('connection', (socket: Socket) => handshakes.connected(socket));
+    // Node's cluster gives each worker that listens the keys that the first one began with, rotated or not: one that was started again would take tickets
+    // from before a revocation, and none of the others'.
+    server.on('listening', () => this.#useTicketKeys());
     // Before the HTTP server's own listeners. There is nobody yet to be told in words of HTTP, and a refused connection must not reach a parser.
     server.prependListener('tlsClientError', (_error: Error, socket: TLSSocket) => socket.destroy());
     server.prependListener('secureConnection', (socket: TLSSocket) => this.#admit(socket));
@@ -218,6 +221,10 @@ export class TlsListener {
       sessionIdContext: `cofre-${this.#options.name}`.slice(0, 32),
       ticketKeys: this.#tickets.keysOf(this.#options.name),
     };
+  }
+
+  #useTicketKeys(): void {
+    this.#server?.setTicketKeys(this.#tickets.keysOf(this.#options.name));
   }
 
   #admit(socket: TLSSocket): void {
