@@ -18,6 +18,8 @@ const scratchBytes = 512;
 export class HmacSha256 {
   readonly #inner = secretBytes(blockBytes + scratchBytes);
   readonly #outer = secretBytes(blockBytes + hashBytes);
+  /** The beginnings of `#inner`, by length: messages come in few lengths, and a view for each would be as much work as the copy. */
+  readonly #views: Buffer[] = [];
 
   /** `key` is copied; at most 64 bytes. */
   constructor(key: Uint8Array) {
@@ -35,8 +37,10 @@ export class HmacSha256 {
     let length = blockBytes;
     for (const part of parts) length += part.length;
     let inner = this.#inner;
-    if (length > inner.length) {
-      inner = secretBytes(length);
+    let view: Buffer;
+    if (length <= inner.length) view = this.#views[length] ??= inner.subarray(0, length);
+    else {
+      view = inner = secretBytes(length);
       inner.set(this.#inner.subarray(0, blockBytes));
     }
     let at = blockBytes;
@@ -45,7 +49,7 @@ export class HmacSha256 {
       else inner.set(part, at);
       at += part.length;
     }
-    this.#outer.write(hash('sha256', inner.subarray(0, length), 'binary'), blockBytes, 'latin1');
+    this.#outer.write(hash('sha256', view, 'binary'), blockBytes, 'latin1');
     inner.fill(0, inner === this.#inner ? blockBytes : 0, length);
     return Buffer.from(hash('sha256', this.#outer, 'binary'), 'latin1');
   }

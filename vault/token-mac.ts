@@ -40,6 +40,8 @@ const statuses: readonly TokenStatus[] = ['active', 'suspended', 'revoked', 'exp
 const noFingerprint = Buffer.alloc(32);
 
 const label = Buffer.from('cofre/token-row/v1\0', 'ascii');
+/** Written anew for each MAC. */
+const tail = Buffer.alloc(13);
 
 /**
  * HMAC-SHA-256 truncated to 16 bytes (SP 800-107, section 5.3.3), over
@@ -47,10 +49,11 @@ const label = Buffer.from('cofre/token-row/v1\0', 'ascii');
  * Tenant and token are ASCII without zero bytes, so the encoding is unambiguous.
  */
 export function tokenMac(key: KeyObject, binding: TokenBinding): Buffer {
-  const tail = Buffer.allocUnsafe(13);
-  tail.writeUInt8(statusCode[binding.status], 0);
+  tail[0] = statusCode[binding.status];
   tail.writeUInt32BE(binding.rowVersion, 1);
-  tail.writeBigInt64BE(BigInt(binding.expiresAt?.getTime() ?? -1), 5);
+  // Most live for ever; a BigInt for each would be a tenth of the whole.
+  if (binding.expiresAt === null) tail.fill(0xff, 5);
+  else tail.writeBigInt64BE(BigInt(binding.expiresAt.getTime()), 5);
   return hmacOf(key)
     .digest(label, `${binding.tenant}\0${binding.token}\0`, isDead(binding.status) ? noFingerprint : binding.fingerprint, binding.cardId, tail)
     .subarray(0, 16);
