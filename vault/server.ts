@@ -100,6 +100,8 @@ export function createServer(options: ServerOptions): FastifyInstance {
   };
   const admission = new Admission(options.admission, (socket) => callerAt(socket as TLSSocket), (reason) => observer.turnedAway(reason));
   let draining = false;
+  /** Connections of which something was no request, and that have been told. */
+  const answered = new WeakSet<object>();
   const bodyOf = (request: IncomingMessage, { maxBodyBytes }: RouteFacts): Promise<Buffer> => readBody(request, maxBodyBytes, (bytes) => admission.holdBody(request, bytes));
 
   const app = Fastify({
@@ -133,12 +135,15 @@ export function createServer(options: ServerOptions): FastifyInstance {
       // The packet that could not be parsed may hold anything, so it is wiped and the answer is constant.
       const { rawPacket } = error as unknown as { rawPacket?: Buffer };
       rawPacket?.fill(0);
+      // What the client still sends behind it is no request either. To cut it off now would take its answer from it.
+      if (answered.has(socket)) return;
       // While an earlier request, whole by itself, waits for its answer, this one would be taken for it.
       const pending = (socket as { _httpMessage?: { req?: { complete?: boolean } } | null })._httpMessage;
       if (!socket.writable || pending?.req?.complete === true) {
         socket.destroy();
         return;
       }
+      answered.add(socket);
       const { problem } = renderProblem(new VaultError('invalid_request'), randomUUID());
       const body = JSON.stringify(problem);
       socket.end(`HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n${body}`);

@@ -5,29 +5,24 @@ import { join, resolve } from 'node:path';
 import t from 'tap';
 import { decodeBundle } from '../../audit/entry.ts';
 import { encodeVkey } from '../../audit/note.ts';
+import { auditCommands } from '../support/audit-commands.ts';
 import { serveLog } from '../support/log-server.ts';
 import { MadeLog, makeLog, makeSigner, MemoryFiles } from '../support/made-log.ts';
 import { testPki } from '../support/pki.ts';
 import { serveS3 } from '../support/s3-server.ts';
 
 const root = resolve(import.meta.dirname, '../..');
+const makeVkey = (): string => encodeVkey('cofre.test/log', 'ed25519', makeSigner().publicKeySpki);
 
-interface Run {
-  readonly code: number | null;
-  readonly out: string;
-  readonly err: string;
-}
+const audit = auditCommands(t);
 
-async function audit(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Run> {
-  const { NODE_OPTIONS: _, COFRE_HOME: __, COFRE_DEBUG: ___, COFRE_ADMIN_PORT: ____, ...inherited } = process.env;
-  const child = spawn(process.execPath, [join(root, 'docker/cofre.js'), 'audit', ...args], { env: { ...inherited, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
-  let out = '';
+t.test('the launcher runs them', async (t) => {
+  const child = spawn(process.execPath, [join(root, 'docker/cofre.js'), 'audit', 'check-proof', '/nowhere', '--vkey', makeVkey()], { stdio: ['ignore', 'pipe', 'pipe'] });
   let err = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => (out += text));
   child.stderr.setEncoding('utf8').on('data', (text: string) => (err += text));
   const code = await new Promise<number | null>((done, failed) => child.once('error', failed).once('close', done));
-  return { code, out, err };
-}
+  t.same({ code, err }, { code: 1, err: 'cofre: /nowhere: cannot be read (ENOENT)\n' });
+});
 
 t.test('help is on standard output with exit code 0, and what is not understood is one line with 2', async (t) => {
   const usage = await audit(['--help']);

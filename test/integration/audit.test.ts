@@ -1,26 +1,17 @@
 /** The log of a running vault, as an auditor has it: served, exported, verified, searched and proven by the commands, and told of itself. After a restore: refused, and begun anew. */
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { Client } from 'pg';
 import t from 'tap';
 import { startAppliance, until, type Appliance } from '../support/appliance.ts';
+import { auditCommands, type AuditRun } from '../support/audit-commands.ts';
 import { tracesInFolder } from '../support/card-traces.ts';
 import { isProblem } from '../support/problem.ts';
 import { cardText } from '../support/test-cards.ts';
 
-const root = resolve(import.meta.dirname, '../..');
-
-async function audit(appliance: Appliance, ...args: readonly string[]): Promise<{ code: number | null; out: string; err: string }> {
-  const { NODE_OPTIONS: _, DATABASE_URL: __, ...inherited } = process.env;
-  const child = spawn(process.execPath, [join(root, 'docker/cofre.js'), 'audit', ...args], { env: { ...inherited, COFRE_HOME: appliance.home, COFRE_ADMIN_PORT: String(appliance.adminPort || 1) }, stdio: ['ignore', 'pipe', 'pipe'] });
-  let out = '';
-  let err = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => (out += text));
-  child.stderr.setEncoding('utf8').on('data', (text: string) => (err += text));
-  const code = await new Promise<number | null>((done, failed) => child.once('error', failed).once('close', done));
-  return { code, out, err };
-}
+const run = auditCommands(t);
+const audit = (appliance: Appliance, ...args: readonly string[]): Promise<AuditRun> => run(args, { COFRE_HOME: appliance.home, COFRE_ADMIN_PORT: String(appliance.adminPort || 1) });
 
 /** Resolves once a checkpoint covers everything that is committed by now. */
 async function signed(appliance: Appliance): Promise<number> {
