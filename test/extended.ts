@@ -1,5 +1,6 @@
 import { startInCleanClone } from './extended/clean-clone.ts';
 import { cutNetwork } from './extended/network-cut.ts';
+import { runLongFiles } from './extended/long-files.ts';
 import { fuzzApi } from './extended/schemathesis.ts';
 import { checkWithTessera } from './extended/tessera.ts';
 import { scanListeners } from './extended/testssl.ts';
@@ -17,6 +18,7 @@ interface Part {
 }
 
 const PARTS: readonly Part[] = [
+  { name: 'long test files', run: runLongFiles },
   { name: 'npm start in a clean clone, as a user without rights', run: startInCleanClone },
   { name: 'schemathesis over the whole API', run: fuzzApi },
   { name: 'testssl.sh on both listeners', run: scanListeners },

@@ -4,11 +4,12 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Parser, type Result } from 'tap-parser';
 import { startEmbedded } from '../platform-adapters/postgres/embedded.ts';
+import { LONG } from './long.ts';
 
 /**
  * What `npm test` runs: the type check, the lint, and every test file, two at a time, beside one PostgreSQL. Prints each failure as it comes and ends with `N passed, N failed`: assertions, and one each for the type check and the lint.
  *
- * A file that crashes, hangs, bails out or asserts nothing is a failure, and so is a test that is skipped or to do. `npm test -- vault/pan hsm` runs the test files whose paths contain one of the words, without check and lint.
+ * A file that crashes, hangs, bails out or asserts nothing is a failure, and so is a test that is skipped or to do. `npm test -- vault/pan hsm` runs the test files whose paths contain one of the words, without check and lint. The longest files run with `npm run test:extended` (test/long.ts).
  */
 
 const ROOT = resolve(import.meta.dirname, '..');
@@ -112,9 +113,11 @@ function indent(text: string): string {
 }
 
 const filters = process.argv.slice(2);
-const files = globSync('test/**/*.test.ts', { cwd: ROOT })
-  .filter((file) => filters.length === 0 || filters.some((word) => file.includes(word)))
-  .sort();
+const onlyLong = filters.length === 1 && filters[0] === '--long';
+const wanted = (file: string): boolean => (onlyLong ? LONG.has(file) : filters.length === 0 ? !LONG.has(file) : filters.some((word) => file.includes(word)));
+const files = globSync('test/**/*.test.ts', { cwd: ROOT }).filter(wanted).sort();
+// A file that was renamed would run nowhere.
+if (onlyLong && files.length !== LONG.size) throw new Error('test/long.ts names a file that is not there');
 
 let passed = 0;
 let failed = 0;
