@@ -16,7 +16,7 @@ export function auditCommands(t: { teardown(handler: () => void): void }): (args
   const waiting: { resolve(run: AuditRun): void; reject(error: Error): void }[] = [];
   child.on('message', (run: AuditRun) => waiting.shift()?.resolve(run));
   child.once('exit', () => {
-    for (const { reject } of waiting.splice(0)) reject(new Error('the process of the auditor\'s commands ended'));
+    for (const one of waiting.splice(0)) one.reject(new Error('the process of the auditor\'s commands ended'));
   });
   return (args, env = {}) =>
     new Promise((resolve, reject) => {
