@@ -2,11 +2,12 @@
  * `bench --kill`: ends processes of the vault and of its PostgreSQL with kill -9, at random moments under load, and reckons with all that stands
  * afterwards (test/support/ledger.ts). The seed repeats the dice, of kills and of calls; the moments themselves are the machine's.
  */
-import { readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { readFileSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { plainLines, freePort, startAppliance, until, type Appliance } from '../support/appliance.ts';
+import { auditCommands } from '../support/audit-commands.ts';
 import { Ledger, diceOf } from '../support/ledger.ts';
 
 const help = `npm run bench -- --kill N [options]
@@ -75,11 +76,12 @@ class Campaign {
   async run(stack: AsyncDisposableStack, keep: boolean): Promise<number> {
     const { kills, seed, workers, every, lanes } = this.#options;
     console.log(`${kills} kills, seed ${seed}, ${workers} serving process${workers === 1 ? '' : 'es'}: npm run bench -- --kill ${kills} --seed ${seed} --workers ${workers}`);
-    const port = await freePort();
+    // A worker that is started again would get another port if it were free to choose.
+    const [port, adminPort] = [await freePort(), await freePort()];
     let left = false;
     const appliance = await startAppliance(
       { teardown: (end) => stack.defer(async () => (left ? undefined : await end())) },
-      { config: { workers, events: { outbox: true }, tokens: { sweep_interval: '2s' }, log: { level: 'warn' } }, env: { COFRE_API_PORT: String(port) } },
+      { config: { workers, events: { outbox: true }, tokens: { sweep_interval: '2s' }, log: { level: 'warn' } }, env: { COFRE_API_PORT: String(port), COFRE_ADMIN_PORT: String(adminPort) } },
     );
     const ledger = new Ledger(appliance, { port, seed, lanes, pauseMs, outbox: true });
     stack.defer(() => ledger.close());
@@ -94,6 +96,7 @@ class Campaign {
       show('');
       if (this.#kills % every === 0 || this.#kills >= kills) await this.#reckon(appliance, ledger, this.#kills >= kills, show);
     }
+    if (this.#faults.length === 0) await this.#verifyLog(appliance, stack);
     try {
       const { code, signal } = await appliance.stop();
       if (code !== 0) this.#faults.push(`the last stop ended with ${code ?? signal}`);
@@ -123,6 +126,21 @@ class Campaign {
       console.log(`left: ${appliance.home}, with what the vault said in messages.log`);
     }
     return 1;
+  }
+
+  /** Has an auditor copy the log and verify it against the last checkpoint that left the database. */
+  async #verifyLog(appliance: Appliance, stack: AsyncDisposableStack): Promise<void> {
+    const run = auditCommands({ teardown: (end) => stack.defer(end) });
+    const env = { COFRE_HOME: appliance.home, COFRE_ADMIN_PORT: String(appliance.adminPort) };
+    const copy = join(appliance.home, 'copy');
+    const witness = join(appliance.home, 'witness');
+    // What is witnessed now must be in the copy that is made next.
+    const checkpoint = join(appliance.home, 'witnessed.jsonl');
+    writeFileSync(checkpoint, readFileSync(join(witness, readdirSync(witness).sort().at(-1)!)));
+    const exported = await run(['export', copy], env);
+    const verified = exported.code === 0 ? await run(['verify', copy, '--vkey', join(copy, 'vkey'), '--checkpoint', checkpoint], env) : exported;
+    if (verified.code === 0) console.log(`the log, as an auditor has it: ${verified.out.trim().split('\n').at(-1)}`);
+    else this.#faults.push(`the log does not verify: ${verified.err}${verified.out}`);
   }
 
   /** Waits for a random moment, kills something, and starts again what does not start by itself. */
