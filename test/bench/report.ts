@@ -54,7 +54,7 @@ export interface Comparison {
   readonly connections: number;
   readonly real: Summary | null;
   readonly bare: Summary | null;
-  /** Real by bare: of the medians, and the lowest and highest of neighbouring rounds. */
+  /** Real by bare: the median, lowest and highest of neighbouring rounds, as the machine's speed drifts between them; latency and cost of the medians. */
   readonly ratio: { readonly perSecond: number; readonly lowest: number; readonly highest: number; readonly p99: number; readonly cpuPerItem: number } | null;
 }
 
@@ -110,7 +110,7 @@ export function compare(measurement: Measurement): Comparison {
   if (real === null || bare === null) return { configuration, scenario, connections, real, bare, ratio: null };
   const pairs = measurement.real.flatMap((round, i) => (measurement.bare[i] === undefined ? [] : round.perSecond / measurement.bare[i].perSecond));
   const cpu = ({ cpuMicrosPerItem }: Summary): number => (cpuMicrosPerItem?.server ?? 0) + (cpuMicrosPerItem?.postgres ?? 0);
-  return { configuration, scenario, connections, real, bare, ratio: { perSecond: real.perSecond / bare.perSecond, lowest: Math.min(...pairs), highest: Math.max(...pairs), p99: real.latencyMs.p99 / bare.latencyMs.p99, cpuPerItem: cpu(real) / cpu(bare) } };
+  return { configuration, scenario, connections, real, bare, ratio: { perSecond: median(pairs), lowest: Math.min(...pairs), highest: Math.max(...pairs), p99: real.latencyMs.p99 / bare.latencyMs.p99, cpuPerItem: cpu(real) / cpu(bare) } };
 }
 
 /** What was held still, in words. */
