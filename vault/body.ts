@@ -11,6 +11,8 @@ export { holdsCardNumber };
 export const MAX_DEPTH = 16;
 /** Items of a batch whose card numbers are kept; those beyond are wiped and only counted. */
 export const MAX_ITEMS = 1000;
+/** Values (objects, arrays, strings, numbers, …) of the largest body that is taken: a thousand items with all that one may say, its metadata included, have 24,002. */
+export const MAX_VALUES = 32 * MAX_ITEMS;
 
 /** Where a body may hold card numbers: nowhere, in the member `pan`, or in the member `pan` of each of its `items`. */
 export type Where = 'none' | 'single' | 'batch';
@@ -26,6 +28,8 @@ export interface TakenCards extends Disposable {
   readonly pans: readonly TakenPan[];
   /** How many items the batch has, also beyond 1000; 0 when there is no array `items`. */
   readonly itemCount: number;
+  /** How many values it has, at any depth: what JSON.parse makes of it takes some 60 bytes for each, and as little as two bytes of body. */
+  readonly values: number;
   /** Items of a batch that are refused, alone, by their place: what stood there is wiped and reads as `null`. */
   readonly refused: ReadonlyMap<number, Refusal>;
 }
@@ -44,11 +48,13 @@ class Cards implements TakenCards {
   readonly json: Buffer;
   readonly pans: readonly TakenPan[];
   readonly itemCount: number;
+  readonly values: number;
   readonly refused: ReadonlyMap<number, Refusal>;
-  constructor(json: Buffer, pans: readonly TakenPan[], itemCount: number, refused: ReadonlyMap<number, Refusal>) {
+  constructor(json: Buffer, pans: readonly TakenPan[], itemCount: number, values: number, refused: ReadonlyMap<number, Refusal>) {
     this.json = json;
     this.pans = pans;
     this.itemCount = itemCount;
+    this.values = values;
     this.refused = refused;
   }
   [Symbol.dispose](): void {
@@ -359,6 +365,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
   const pans: TakenPan[] = where === 'single' ? ['absent'] : [];
   const n = body.length;
   let itemCount = 0;
+  let values = 0;
   let sad = false;
   let misplaced = false;
   let invalid = false;
@@ -480,6 +487,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
       state = AFTER;
       continue;
     }
+    values++;
     if (depth > 0 && inside[depth] === ITEMS) {
       itemCount++;
       if (itemCount <= MAX_ITEMS) pans.push('absent');
@@ -550,7 +558,7 @@ export function takeCards(body: Buffer, where: Where): Taken {
     i += word.length - 1;
   }
 
-  if (complete && !sad && !misplaced && !invalid) return new Cards(body, pans, itemCount, refused ?? noneRefused);
+  if (complete && !sad && !misplaced && !invalid) return new Cards(body, pans, itemCount, values, refused ?? noneRefused);
   // The pass may have ended inside an item.
   if (itemStart >= 0) {
     sad ||= sadBefore;

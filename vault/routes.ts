@@ -28,7 +28,6 @@ import {
   ValidateReply,
   largestBody,
   maxDetokenizeTokens,
-  maxTokenizeItems,
 } from './schemas.ts';
 import type { TokenizeFields } from './schemas.ts';
 import { sendSecret } from './server.ts';
@@ -91,9 +90,6 @@ export function addTokenizingRoutes(app: FastifyInstance, deps: TokenizingRoutes
     async onRequest({ call: { caller } }) {
       const decision = caller === null ? null : deps.tokenize.policy.decide(caller, 'tokenize_batch', null);
       if (decision?.allowed !== true) throw new VaultError('not_authorized', decision === null ? undefined : { facts: { decision } });
-    },
-    async preValidation(request) {
-      if ((request.taken?.itemCount ?? 0) > maxTokenizeItems) throw new VaultError('too_many_items');
     },
     async handler(request) {
       using _cards = request.taken;

@@ -12,7 +12,7 @@ import Fastify from 'fastify';
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { Admission } from './admission.ts';
 import type { AdmissionLimits, Refusal } from './admission.ts';
-import { takeCards } from './body.ts';
+import { MAX_ITEMS, MAX_VALUES, takeCards } from './body.ts';
 import type { TakenCards, Where } from './body.ts';
 import type { Call } from './call.ts';
 import { callerOf } from './caller.ts';
@@ -82,6 +82,8 @@ export interface ServerOptions {
 }
 
 const unknownRoute: RouteFacts = { action: 'unknown_route', cards: 'none', maxBodyBytes: 16 * 1024, audited: true };
+/** What a value takes once it is parsed, beside the bytes of its text: an empty object takes 64. */
+const valueBytes = 64;
 /** How long a client may read the answer to what was no request. */
 const lingerMs = 1000;
 /** These come from the commit itself: nothing could be written then, and trying again would only add to the load. */
@@ -221,6 +223,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
       if (!taken.ok) throw new VaultError(taken.refusal);
       request.taken = taken;
       if (type === undefined || !/^application\/json\s*(;|$)/iu.test(type)) throw new VaultError('invalid_request');
+      if (taken.itemCount > MAX_ITEMS) throw new VaultError('too_many_items');
+      if (taken.values > MAX_VALUES) throw new VaultError('invalid_request');
+      if (!admission.holdBody(payload, body.length + taken.values * valueBytes)) throw new VaultError('overloaded');
       // From here on the text holds no card number.
       return JSON.parse(taken.json.toString('utf8')) as unknown;
     } finally {

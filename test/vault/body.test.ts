@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import * as fc from 'fast-check';
 import t from 'tap';
-import { MAX_DEPTH, MAX_ITEMS, type Where } from '../../vault/body.ts';
+import { MAX_DEPTH, MAX_ITEMS, MAX_VALUES, takeCards, type Where } from '../../vault/body.ts';
 import { depthOf, disagreement, take } from '../support/body-oracle.ts';
 import { TEST_RANGES, madeCard } from '../support/made-cards.ts';
 
@@ -60,6 +60,19 @@ t.test('each item of a batch has its place', async (t) => {
   for (const body of ['{}', '{"items":[]}', '{"items":{"pan":"1"}}', '{"items":"x"}', '{"a":{"items":[{"pan":"1"}]}}', '[{"items":[{"pan":"1"}]}]', '{"Items":[{"pan":"1"}]}']) {
     t.same(take(body, 'batch'), { json: body, pans: [], itemCount: 0 }, body);
   }
+});
+
+t.test('values are counted, at any depth', async (t) => {
+  const valuesOf = (body: string, where: Where): number => {
+    using taken = takeCards(Buffer.from(body), where);
+    return taken.ok ? taken.values : Number.NaN;
+  };
+  const counts: [string, number][] = [['1', 1], ['[]', 1], ['{}', 1], ['[[],{},"",1,true,null]', 7], ['{"pan":"1","metadata":{"a":1,"b":"x"}}', 5], ['{"items":[{"pan":"1"},[[]],5]}', 7], [`${'['.repeat(MAX_DEPTH)}${']'.repeat(MAX_DEPTH)}`, MAX_DEPTH]];
+  for (const [body, count] of counts) for (const where of ['none', 'single', 'batch'] as const) t.equal(valuesOf(body, where), count, body);
+  const metadata = Object.fromEntries(Array.from({ length: 16 }, (_, n) => [`name${n}`, n]));
+  const items = Array.from({ length: MAX_ITEMS }, (_, n) => ({ pan: madeCard(TEST_RANGES[0], n), expiry: '2030-01', cardholder: 'A', format: 'opaque', reuse: true, ttl_seconds: 1, metadata }));
+  t.equal(valuesOf(JSON.stringify({ items }), 'batch'), 24_002);
+  t.ok(MAX_VALUES >= 24_002, 'the largest batch that there may be is taken');
 });
 
 t.test('items beyond the thousandth are counted and wiped, not kept', async (t) => {
