@@ -189,6 +189,16 @@ await refusing('a header or URL beyond its limit is refused', async (t) => {
   }
 });
 
+await refusing('a request with more than a hundred headers is refused, whether Node still tells of them or not', async (t) => {
+  const body = JSON.stringify({ pan: other });
+  const own = `POST /v1/tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n`;
+  for (const [more, status] of [[96, 200], [97, 400], [130, 400], [160, 400], [700, 400]] as const) {
+    const [reply] = parseReplies(await checkout.exchange(`${own}${Array.from({ length: more }, (_, n) => `X-${n}: 1\r\n`).join('')}\r\n${body}`));
+    t.equal(reply!.status, status, `${4 + more} headers`);
+    if (status === 400) isProblem(t, reply!, 'invalid_request');
+  }
+});
+
 await refusing('what is not HTTP gets one problem and the end of its connection', async (t) => {
   const body = `{"pan":"${pan}"}`;
   const head = 'POST /v1/tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n';
