@@ -107,15 +107,19 @@ export class Admission {
   }
 
   /**
-   * Says that the body of a request takes `bytes` by now, in place of what was said before. False, and nothing is counted, where its caller's bodies or all of them
-   * would be too many. What a body takes is given back with the request's place: until then its fields are in memory, whatever became of its bytes.
+   * Says that the body of a request takes `bytes` by now, in place of what was said before. False, and nothing is counted, where its caller's bodies would be too many: more
+   * than one caller may have or, beside others', more than is left then. So several callers that take all they can leave room for one more, half as much as each of them has.
+   * What a body takes is given back with the request's place: until then its fields are in memory, whatever became of its bytes.
    */
   holdBody(request: IncomingMessage, bytes: number): boolean {
     const place = this.#places.get(request);
     if (place === undefined || place.free) return false;
     const more = bytes - place.bodyBytes;
     const { maxBodyBytesPerCaller, maxBodyBytes } = this.#limits;
-    if (more > 0 && (place.share.bodyBytes + more > maxBodyBytesPerCaller || this.#bodyBytes + more > maxBodyBytes)) {
+    const taken = place.share.bodyBytes + more;
+    const left = maxBodyBytes - this.#bodyBytes - more;
+    const alone = this.#bodyBytes === place.share.bodyBytes;
+    if (more > 0 && (taken > maxBodyBytesPerCaller || left < (alone ? 0 : taken))) {
       this.#report('too many bytes of bodies');
       return false;
     }

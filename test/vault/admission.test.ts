@@ -19,7 +19,7 @@ interface Server {
   until(name: string): Promise<{ request: IncomingMessage; response: ServerResponse }>;
 }
 
-const bodies = { maxBodyBytesPerCaller: 100, maxBodyBytes: 150 };
+const bodies = { maxBodyBytesPerCaller: 100, maxBodyBytes: 300 };
 
 /** Each connection is its own caller's where `callerOf` says so. */
 async function serve(t: Test, places = maxPerCaller, callerOf: (socket: Socket) => string = () => 'caller'): Promise<Server> {
@@ -234,7 +234,7 @@ t.test('a connection whose client does not read its answer is closed in time, an
   t.same(server.refusals, ['an answer was not read']);
 });
 
-t.test('bodies of one caller, and of all, take so many bytes together, until their requests are gone, however they go', async (t) => {
+t.test('bodies of one caller take so many bytes together, until their requests are gone, however they go', async (t) => {
   let callers = 0;
   const nameOf = new WeakMap<Socket, string>();
   const server = await serve(t, 100, (socket) => {
@@ -255,8 +255,7 @@ t.test('bodies of one caller, and of all, take so many bytes together, until the
   t.notOk(admission.holdBody(refused.request, 1), 'the hundred are taken');
   t.notOk(admission.holdBody(aborted.request, 41), 'nor does one of them get more');
   const other = await begun('other');
-  t.notOk(admission.holdBody(other.request, 51), 'of all there are fifty left');
-  t.ok(admission.holdBody(other.request, 50));
+  t.ok(admission.holdBody(other.request, 50), 'another has its own');
 
   t.ok(admission.holdBody(answered.request, 20), 'less is always taken');
   t.ok(admission.holdBody(refused.request, 40));
@@ -283,4 +282,29 @@ t.test('bodies of one caller, and of all, take so many bytes together, until the
     await closed;
   }
   t.ok(admission.holdBody((await begun('last')).request, 100), 'all of it is there again');
+});
+
+t.test('callers whose bodies take all they can leave room for another, half as much as each of them has', async (t) => {
+  let callers = 0;
+  const nameOf = new WeakMap<Socket, string>();
+  const server = await serve(t, 100, (socket) => {
+    if (!nameOf.has(socket)) nameOf.set(socket, `caller ${callers++}`);
+    return nameOf.get(socket)!;
+  });
+  const { admission } = server;
+  const requests: IncomingMessage[] = [];
+  const takes = (n: number, bytes: number): boolean => admission.holdBody(requests[n]!, bytes);
+  for (let n = 0; n < 6; n += 1) {
+    (await server.connect()).write(get(`${n}`));
+    requests.push((await server.until(`${n}`)).request);
+  }
+  t.ok(takes(0, 100), 'all that one may have');
+  t.ok(takes(1, 100), 'and a second');
+  t.notOk(takes(2, 51), 'of what is left a third takes half');
+  t.ok(takes(2, 50));
+  t.ok(takes(3, 25));
+  t.notOk(takes(4, 13));
+  t.ok(takes(4, 12));
+  t.ok(takes(5, 6), 'and there is room for one more');
+  t.same([...new Set(server.refusals)], ['too many bytes of bodies']);
 });
