@@ -106,6 +106,15 @@ export interface SearchResult {
 
 type Found = Pick<SearchResult, 'items' | 'next'>;
 
+/** A found entry with the bytes that it has in the log. */
+interface Read {
+  readonly found: FoundEntry;
+  readonly bytes: number;
+}
+
+/** Bytes of entries in an answer, after which no further one is added: entries of large batches have 33 KB each, and a thousand of them would take 120 MB of memory until the answer is read. */
+const maxFoundBytes = 1024 * 1024;
+
 /** Entries that one call looks through at most: what matches rarely comes in several answers, some of them empty. */
 const maxLookedThrough = 100_000;
 /** How far the batch of an entry may be from it in time: the longest that a call waits for its commit, and much more. */
@@ -146,22 +155,31 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
   });
   const items: FoundEntry[] = [];
   const seen = new Set<number>();
+  let size = 0;
   const look = async (from: number, to: number): Promise<void> => {
-    for (const found of await readFound(client, logId, from, to)) {
+    for (const { found, bytes } of await readFound(client, logId, from, to)) {
       if (seen.has(found.index) || !namesToken(found.entry, token) || !matches(found.entry, query)) continue;
       seen.add(found.index);
       items.push(found);
+      size += bytes;
     }
   };
-  for (const index of candidates) await look(index, index + 1);
   for (const row of made.rows) {
     const first = Number(row.first_index) + 1;
     // The rest of its batch is of other calls.
     if (first + row.entry_count > begin && first < end) await look(Math.max(first, begin), Math.min(first + row.entry_count, end));
   }
+  // From which entry on everything was looked at.
+  let lookedFrom = begin;
+  for (const index of candidates) {
+    await look(index, index + 1);
+    if (size < maxFoundBytes) continue;
+    lookedFrom = index;
+    break;
+  }
   items.sort((a, b) => b.index - a.index);
-  const page = items.slice(0, query.limit);
-  const more = items.length > query.limit || rows.length > query.limit;
+  const page = items.filter(({ index }) => index >= lookedFrom).slice(0, query.limit);
+  const more = items.length > page.length || rows.length > query.limit || lookedFrom > begin;
   return { items: page, next: more && page.length > 0 ? page.at(-1)!.index : null };
 }
 
@@ -169,6 +187,7 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
 async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<Found> {
   const facets = facetNames.flatMap((name) => (query[name] === undefined ? [] : [facetKey(name, query[name])]));
   const items: FoundEntry[] = [];
+  let size = 0;
   let looked = 0;
   for (let until = end; until > begin; ) {
     const blocks = facets.length === 0 ? everyBlock(begin, until) : await blocksWith(client, logId, facets, Math.floor(begin / blockEntries), Math.ceil(until / blockEntries));
@@ -176,10 +195,11 @@ async function searchBlocks(client: Queryable, logId: number, query: LogQuery, b
     for (const block of blocks) {
       const from = Math.max(block * blockEntries, begin);
       const to = Math.min((block + 1) * blockEntries, until);
-      for (const found of (await readFound(client, logId, from, to)).toReversed()) {
+      for (const { found, bytes } of (await readFound(client, logId, from, to)).toReversed()) {
         if (!matches(found.entry, query)) continue;
-        if (items.length === query.limit) return { items, next: items.at(-1)!.index };
+        if (items.length === query.limit || size >= maxFoundBytes) return { items, next: items.at(-1)!.index };
         items.push(found);
+        size += bytes;
       }
       looked += to - from;
       until = from;
@@ -208,11 +228,11 @@ async function blocksWith(client: Queryable, logId: number, facets: readonly big
   return rows.map((row) => Number(row.block));
 }
 
-async function readFound(client: Queryable, logId: number, from: number, to: number): Promise<FoundEntry[]> {
+async function readFound(client: Queryable, logId: number, from: number, to: number): Promise<Read[]> {
   const leaves = await readLeaves(client, logId, from, to);
   return leaves.flatMap((leaf, offset) => {
     try {
-      return [{ index: from + offset, entry: JSON.parse(leaf.toString('utf8')) as FoundEntry['entry'] }];
+      return [{ found: { index: from + offset, entry: JSON.parse(leaf.toString('utf8')) as FoundEntry['entry'] }, bytes: leaf.length }];
     } catch {
       return [];
     }
