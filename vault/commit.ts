@@ -206,8 +206,10 @@ export class GroupCommit<Operation, Outcome> {
    *   written; `outcome_unknown` if that cannot be told in time; `internal`, whose entry is committed already, if the operation
    *   itself broke its transaction.
    */
-  commit(operation: Operation, weight = 1, share = ''): Promise<Committed<Outcome>> {
+  commit(operation: Operation, items = 1, share = ''): Promise<Committed<Outcome>> {
     const { maxQueue, maxQueuedWeight } = this.#options.limits;
+    // A batch of which no item came this far takes a place like any other: without a weight its share would never have most.
+    const weight = Math.max(1, items);
     if (this.#closing) return Promise.reject(new VaultError('overloaded'));
     // One that is heavier than all that may wait is taken where nothing else waits.
     while (this.#queue.length >= maxQueue || (this.#queue.length > 0 && this.#queue.weight + weight > maxQueuedWeight)) {

@@ -147,6 +147,13 @@ t.test('a share that has taken all the room gives way to others, until each has 
   await bench.verify(t, 'the refused ones left nothing');
 });
 
+t.test('operations without items take room as well, and give way', async (t) => {
+  const bench = await Bench.open(t, await workDatabase(t), { limits: { maxQueue: 8 } });
+  const [empty, few] = [operations(20).map((op) => bench.run(op, 0, 'empty')), operations(2).map((op) => bench.run(op, 1, 'few'))];
+  t.same(await Promise.all(empty), Array.from({ length: 20 }, (_, i) => (i < 6 ? 'committed' : 'overloaded')));
+  t.same(await Promise.all(few), ['committed', 'committed']);
+});
+
 t.test('at the close everything is answered, the chain is closed, and nothing more is taken', async (t) => {
   const bench = await Bench.open(t, await workDatabase(t), { limits: { maxCalls: 5 } });
   const answers = bench.runAll(operations(23));
