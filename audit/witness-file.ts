@@ -29,7 +29,8 @@ export class WitnessFile implements Witness {
   /** Dies half-way: a line without its end, which the next one leaves behind and `last` passes over. */
   async publish(note: string, at: Date): Promise<void> {
     if (note === this.#published || note === (await this.last())) return;
-    const path = join(this.#folder, `checkpoints-${at.toISOString().slice(0, 7)}.jsonl`);
+    // By a clock that was ahead once, or is behind now, a later month may have a file: that is the one which `last` looks at, so it goes on there.
+    const path = join(this.#folder, [`checkpoints-${at.toISOString().slice(0, 7)}.jsonl`, ...this.#names()].sort().at(-1)!);
     const file = await open(path, 'a', 0o600);
     try {
       const { size } = await file.stat();
@@ -45,7 +46,7 @@ export class WitnessFile implements Witness {
 
   /** @throws Error if the newest file holds lines and none of them is a checkpoint: it was damaged, and must not count as empty. */
   async last(): Promise<string | null> {
-    for (const name of readdirSync(this.#folder).filter((entry) => fileName.test(entry)).sort().toReversed()) {
+    for (const name of this.#names().sort().toReversed()) {
       const path = join(this.#folder, name);
       const { size } = await stat(path);
       if (size === 0) continue;
@@ -58,6 +59,10 @@ export class WitnessFile implements Witness {
       if (lines.length > 0) throw new Error(`${path}: holds no checkpoint that can be read: restore it`);
     }
     return null;
+  }
+
+  #names(): string[] {
+    return readdirSync(this.#folder).filter((entry) => fileName.test(entry));
   }
 }
 

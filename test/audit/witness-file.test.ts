@@ -55,6 +55,17 @@ t.test('a month has a file, and the newest one counts', async (t) => {
   t.equal(await new WitnessFile(path).last(), await note(2), 'past an empty one');
 });
 
+t.test('a clock that was years ahead for a moment, or goes back over the end of a month, hides nothing that was published since', async (t) => {
+  const path = folder(t);
+  const witness = new WitnessFile(path);
+  await witness.publish(await note(1), december);
+  await witness.publish(await note(2), november);
+  t.equal(await new WitnessFile(path).last(), await note(2), 'a month back');
+  await witness.publish(await note(3), new Date('2099-01-01T00:00:00.000Z'));
+  await new WitnessFile(path).publish(await note(4), december);
+  t.equal(await new WitnessFile(path).last(), await note(4), 'years back');
+});
+
 t.test('a line that a crash cut off at any byte is passed over, and left behind by the next', async (t) => {
   const path = folder(t);
   const witness = new WitnessFile(path);
