@@ -3,6 +3,7 @@
  *
  * A file is written beside the others under a name of its own, synced, and renamed, so that a name holds all of its bytes or does not exist.
  */
+import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import { lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
@@ -10,6 +11,7 @@ import type { WritableLogFiles } from './log-source.ts';
 
 /** Where files are written before they get their names. What a crash leaves here is of no use, and is removed by a later export. */
 const incoming = '.incoming';
+const temporaryName = /^[0-9]+-[0-9a-f]+$/u;
 const abandonedAfterMs = 60 * 60_000;
 
 /**
@@ -20,22 +22,24 @@ const abandonedAfterMs = 60 * 60_000;
 export function directoryFiles(folder: string): WritableLogFiles {
   const root = resolve(folder);
   let prepared: Promise<void> | null = null;
-  let count = 0;
   const syncs = new FolderSyncs();
 
   async function prepare(): Promise<void> {
     await makeFolder(join(root, incoming), syncs);
-    for (const name of await readdir(join(root, incoming))) {
+    // A copy may come from somebody else: a link would have files removed, and written, wherever it leads.
+    if (!(await lstat(join(root, incoming))).isDirectory()) throw Object.assign(new Error('not a folder'), { code: 'ENOTDIR' });
+    for (const name of (await readdir(join(root, incoming))).filter((entry) => temporaryName.test(entry))) {
       const path = join(root, incoming, name);
-      const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Date.now() }));
-      if (Date.now() - mtimeMs > abandonedAfterMs) await rm(path, { force: true });
+      const status = await lstat(path).catch(() => null);
+      if (status?.isFile() === true && Date.now() - status.mtimeMs > abandonedAfterMs) await rm(path, { force: true });
     }
   }
 
   async function write(path: string, bytes: Uint8Array): Promise<void> {
     try {
       await (prepared ??= prepare());
-      const temporary = join(root, incoming, `${process.pid}-${(count += 1)}`);
+      // Of two processes, in containers or one after the other, both may have the same pid.
+      const temporary = join(root, incoming, `${process.pid}-${randomBytes(6).toString('hex')}`);
       const file = await open(temporary, 'wx', 0o640);
       try {
         await file.writeFile(bytes);

@@ -173,13 +173,17 @@ t.test('a folder holds the log as plain files, and keeps what is written once', 
 });
 
 t.test('what a crash left in a folder is not taken for a file, and goes in time; what cannot be used is one line', async (t) => {
-  const folder = t.testdir({ '.incoming': { old: 'x', young: 'x' }, checkpoint: {}, tile: { 0: 'a file' } });
-  utimesSync(join(folder, '.incoming/old'), 1, 1);
+  const folder = t.testdir({ '.incoming': { '12-3': 'x', '12-4': 'x', note: 'x', '12-5': { file: 'x' } }, checkpoint: {}, tile: { 0: 'a file' }, elsewhere: { '12-3': 'x' } });
+  for (const name of ['.incoming/12-3', '.incoming/note', '.incoming/12-5', 'elsewhere/12-3']) utimesSync(join(folder, name), 1, 1);
   const files = directoryFiles(folder);
   await t.rejects(files.read('checkpoint', 100), { message: `${folder}/checkpoint: is not a file` });
   t.equal(await files.read('tile/0/000', 100), null);
   await t.rejects(files.create('tile/0/000', Buffer.from('x')), { message: `${folder}/tile/0/000: cannot be written (EEXIST)` });
-  t.same(readdirSync(join(folder, '.incoming')).filter((name) => name === 'old' || name === 'young'), ['young']);
+  t.same(readdirSync(join(folder, '.incoming')).filter((name) => /^(?:12-.|note)$/u.test(name)).sort(), ['12-4', '12-5', 'note'], 'what a run left an hour ago is gone, and nothing else');
+  mkdirSync(join(folder, 'linked'));
+  symlinkSync(join(folder, 'elsewhere'), join(folder, 'linked/.incoming'));
+  await t.rejects(directoryFiles(join(folder, 'linked')).create('checkpoint', Buffer.from('x')), { message: /linked\/checkpoint: cannot be written \(ENOTDIR\)$/u });
+  t.same(readdirSync(join(folder, 'elsewhere')), ['12-3'], 'nor anything where a link leads');
   writeFileSync(join(folder, 'large'), 'more than ten');
   await t.rejects(files.read('large', 10), { message: `${folder}/large: is larger than it can be` });
   symlinkSync('/etc/hostname', join(folder, 'link'));
