@@ -1,6 +1,6 @@
 /** `cofre audit …` as an auditor meets it: a vault that serves its log, folders, buckets, files with keys and checkpoints. */
 import { spawn } from 'node:child_process';
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, lstatSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import t from 'tap';
 import { decodeBundle } from '../../audit/entry.ts';
@@ -83,6 +83,10 @@ t.test('a log is exported, again when it has grown, and verified with nothing bu
   t.match(clean, { code: 0, err: '' });
   t.match(clean.out, new RegExp(`^continues ${kept}\ncontinues ${witness}\n${copy}: 1,500 entries of cofre.test/log, \\d+ batches of \\d+ writers: all in order \\(\\d+\\.\\d s\\)\n$`, 'u'));
   t.match((await audit(['verify', copy, '--vkey', log.vkey])).out, /all in order .*\nwhether its end was cut off only an older checkpoint would tell \(--checkpoint\)\n$/u);
+  // A month of checkpoints under full load is longer than a string can be.
+  truncateSync(witness, 700_000_000);
+  appendFileSync(witness, `\n${JSON.stringify({ at: 'x', note: log.checkpoints[1]! })}\n`);
+  t.match(await audit(['verify', copy, '--vkey', key, '--checkpoint', witness]), { code: 0, err: '', out: new RegExp(`^continues ${witness}\n`, 'u') });
   const json = await audit(['verify', copy, '--vkey', key, '--json']);
   t.match({ ...json, out: JSON.parse(json.out) as unknown }, { code: 0, out: { holds: true, size: 1500, origin: 'cofre.test/log', findings: [], found: 0 } });
 
@@ -123,6 +127,11 @@ t.test('one entry is proven from the vault or from a copy, and the proof holds b
   t.match(checked, { code: 0, err: 'is entry 777 of cofre.test/log, under a checkpoint of 1,500 entries\n' });
   t.match(JSON.parse(checked.out), { v: 1 });
   t.match(JSON.parse((await audit(['check-proof', file, '--vkey', log.vkey, '--json'])).out), { index: 777, size: 1500, origin: 'cofre.test/log', entry: checked.out.trimEnd() });
+  const link = join(folder, 'link');
+  symlinkSync('/dev/null', link);
+  t.same(await audit(['prove', '777', '--from', copy, '--out', link]), { code: 0, out: `${link}: the proof of entry 777\n`, err: '' });
+  t.ok(lstatSync(link).isSymbolicLink(), 'what is no file is written to, and stays what it was');
+  t.match(await audit(['check-proof', '/dev/zero', '--vkey', log.vkey]), { code: 1, out: '', err: 'cofre: /dev/zero: cannot be read (EFBIG)\n' });
   const stranger = encodeVkey(log.base, 'ed25519', makeSigner().publicKeySpki);
   t.same(await audit(['check-proof', file, '--vkey', stranger]), { code: 1, out: '', err: `cofre: ${file}: does not hold: the checkpoint is not signed by a known key in the name of its log\n` });
   const passed: number[] = [];

@@ -2,8 +2,8 @@
  * `cofre audit …`: what an auditor does with the log, on any machine. Only `export`, `search`, `prove` and `vkey` speak to a vault, and only if they are not
  * told otherwise; `restart` is the operator's, on the vault's own machine.
  */
-import { readFileSync } from 'node:fs';
-import { open, rename } from 'node:fs/promises';
+import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
+import { open, rename, stat, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { ParseArgsOptionsConfig } from 'node:util';
@@ -263,6 +263,25 @@ async function copyFiles(address: string, env: NodeJS.ProcessEnv): Promise<Writa
   return s3Files(address, env);
 }
 
+/** No key, checkpoint or proof is as large as this. */
+const maxTextBytes = 1024 * 1024;
+
+/** What stands in a file that somebody gave; `cut`: only its end, for it is larger and the `end` will do. @throws Error with a code. */
+function readText(file: string, end = false): { readonly text: string; readonly cut: boolean } {
+  const descriptor = openSync(file, 'r');
+  try {
+    const status = fstatSync(descriptor);
+    const skipped = end && status.isFile() ? Math.max(0, status.size - maxTextBytes) : 0;
+    const bytes = Buffer.alloc(maxTextBytes + 1);
+    let length = 0;
+    for (let read = -1; read !== 0 && length < bytes.length; length += Math.max(0, read)) read = readSync(descriptor, bytes, length, bytes.length - length, status.isFile() ? skipped + length : null);
+    if (length > maxTextBytes && skipped === 0) throw Object.assign(new Error('too large'), { code: 'EFBIG' });
+    return { text: bytes.toString('utf8', 0, length), cut: skipped > 0 };
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
 /** The key itself, or the one in the file of that name. */
 function readKey(value: string): NoteVerifier {
   const readable = (text: string): NoteVerifier | null => {
@@ -276,7 +295,7 @@ function readKey(value: string): NoteVerifier {
   if (itself !== null) return itself;
   let text;
   try {
-    text = readFileSync(value, 'utf8').trim();
+    text = readText(value).text.trim();
   } catch (error) {
     throw new UsageError(`--vkey is neither a public key nor a file that can be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`, { cause: error });
   }
@@ -368,12 +387,13 @@ async function verifyCommand(call: Call): Promise<number> {
 /** A checkpoint, or the last one of a witness file. */
 function readCheckpointFile(file: string): string {
   let text;
+  let cut;
   try {
-    text = readFileSync(file, 'utf8');
+    ({ text, cut } = readText(file, true));
   } catch (error) {
     throw new UsageError(`${file}: cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`, { cause: error });
   }
-  if (!text.startsWith('{')) return text;
+  if (!cut && !text.startsWith('{')) return text;
   // What a crash left behind has no end; what lies before it counts.
   for (const line of text.split('\n').slice(0, -1).toReversed()) {
     try {
@@ -441,7 +461,7 @@ async function checkProofCommand(call: Call): Promise<number> {
   const vkey = neededKey(call);
   let text;
   try {
-    text = readFileSync(file, 'utf8');
+    ({ text } = readText(file));
   } catch (error) {
     throw new Error(`${file}: cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`, { cause: error });
   }
@@ -520,6 +540,11 @@ async function restartCommand(call: Call): Promise<number> {
 
 /** Writes a file whole or not at all. */
 async function writeWhole(path: string, text: string): Promise<void> {
+  // Renamed over a device or a pipe, a file would take its place.
+  if ((await stat(path).catch(() => null))?.isFile() === false) {
+    await writeFile(path, text);
+    return;
+  }
   const temporary = `${path}.${process.pid}.new`;
   const file = await open(temporary, 'w', 0o640);
   try {
