@@ -534,7 +534,7 @@ export class Sequencer {
 
   /**
    * A chain's position is only a row, and whoever moved it on would have batches left out of the tree with every signature in place: so before a chain
-   * goes on from it, the batch before it is found in the tree. One that was moved out of the database since cannot be.
+   * goes on from it, the batch before it is found in the tree. Of a chain that may go on, that one is never moved out of the database.
    *
    * @returns false if another instance has advanced the tree since it was read. @throws LogFault
    */
@@ -548,8 +548,8 @@ export class Sequencer {
       const place = await store.placeOf(head.logId, writer, position.next - 1n);
       const stands =
         place !== null && place < head.size &&
-        (last === null || (headerHash(batchHeader(last)).equals(position.previous) && last.formedAt.getTime() === position.formedAt?.getTime() &&
-          verifyInclusion(leafHash(encodeBatchLeaf(last, last.number === 0n ? identity!.certificate : null)), place, head.size, head.root, await inclusionProof(place, head.size, this.#reader(head)))));
+        last !== null && headerHash(batchHeader(last)).equals(position.previous) && last.formedAt.getTime() === position.formedAt?.getTime() &&
+        verifyInclusion(leafHash(encodeBatchLeaf(last, last.number === 0n ? identity!.certificate : null)), place, head.size, head.root, await inclusionProof(place, head.size, this.#reader(head)));
       if (!stands) {
         // Chains are read after the head.
         const now = await store.head();

@@ -566,6 +566,17 @@ const rewritings: Readonly<Record<string, { readonly kind: LogFault['kind']; rea
       vault.tables.put(writer.form());
     },
   },
+  'moves a chain on, past a batch that it deletes': {
+    kind: 'rewritten',
+    message: /the log does not hold batch \d+ of writer [0-9a-f]{16}, from which the database says that it goes on/u,
+    rewrite(vault, _earlier, writer) {
+      const skipped = writer.form();
+      const known = vault.tables.chains.get(writer.id)!;
+      vault.tables.chains.set(writer.id, { ...known, position: { next: skipped.number + 1n, previous: headerHash(batchHeader(skipped)), formedAt: skipped.formedAt } });
+      vault.tables.places.set(`${writer.id} ${skipped.number}`, { firstIndex: 5, writer: writer.id, number: skipped.number, entryCount: 1 });
+      vault.tables.put(writer.form());
+    },
+  },
 };
 
 function flip(vault: MemoryVault, path: string): void {
