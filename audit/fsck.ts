@@ -12,7 +12,7 @@ import type { Finding } from './findings.ts';
 import { ChainCheck } from './fsck-chains.ts';
 import type { ChainTotals } from './fsck-chains.ts';
 import { TreeCheck } from './fsck-tree.ts';
-import { keysOf } from './log-keys.ts';
+import { isLater, keysOf } from './log-keys.ts';
 import { readBundle, readTile } from './log-source.ts';
 import type { LogSource } from './log-source.ts';
 import { leafHash } from './merkle.ts';
@@ -113,7 +113,12 @@ export async function verifyLog(source: LogSource, options: VerifyOptions): Prom
   const earlier: string[] = [];
   const predecessor = chains.charter?.predecessor ?? null;
   for (const { name, checkpoint: before } of otherLogs) {
-    if (predecessor !== null && before.origin === predecessor.origin && before.size === predecessor.size) {
+    if (isLater(before.origin, checkpoint.origin)) {
+      findings.add({ code: 'older_checkpoint_ahead', file: name, entry: size, message: `${name}: is of ${before.origin}, a later log of this vault, so the copy is not the newest one` });
+    } else if (predecessor !== null && before.origin === predecessor.origin && before.size > predecessor.size) {
+      // The restore itself would have cut them off, and the charter not told of it.
+      findings.add({ code: 'older_checkpoint_ahead', file: name, entry: 0, message: `${name}: has ${before.size} entries, but the charter of the log names ${before.origin} as ended with ${predecessor.size}: ${rangeText(predecessor.size, before.size - 1)} of it were passed over` });
+    } else if (predecessor !== null && before.origin === predecessor.origin && before.size === predecessor.size) {
       if (before.root.equals(predecessor.root)) continued.push(name);
       else findings.add({ code: 'older_checkpoint_differs', file: name, message: `${name}: the charter of the log names another end of ${before.origin} than the one that was signed` });
     } else earlier.push(name);

@@ -7,6 +7,13 @@ export function renamed(verifier: NoteVerifier, name: string): NoteVerifier {
   return parseVkey(encodeVkey(name, verifier.algorithm, verifier.key.export({ format: 'der', type: 'spki' })));
 }
 
+/** Whether one log of a vault was begun after another, by their names. */
+export function isLater(origin: string, than: string): boolean {
+  const [, name = '', number = ''] = /^(.+)\/([1-9][0-9]*)$/u.exec(origin) ?? [];
+  const other = /^(.+)\/([1-9][0-9]*)$/u.exec(than);
+  return name !== '' && (name === than || (other?.[1] === name && Number(number) > Number(other[2])));
+}
+
 export interface LogKeys {
   /** What a checkpoint of this origin is checked against. */
   readonly checkpoint: NoteVerifier;

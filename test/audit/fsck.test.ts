@@ -348,6 +348,10 @@ t.test('a log begins with a charter of its vault, and a later one names the one 
   t.match(await verifyLog(logSource(second.files), { vkey: parseVkey(encodeVkey(second.origin, 'ed25519', second.signer.publicKeySpki)) }), { holds: true }, 'by the vkey of either name');
   t.match(await verifyLog(logSource(first.files), { vkey: parseVkey(encodeVkey(second.origin, 'ed25519', second.signer.publicKeySpki)) }), { holds: true });
   t.match(brief(await verify(second, second.files, { olderCheckpoints: [{ name: 'end', note: await signCheckpoint({ ...predecessor, root: Buffer.alloc(32, 3) }, first.signer) }] })), [{ code: 'older_checkpoint_differs', file: 'end' }]);
+  // Of the first log somebody has a checkpoint behind the end that the charter names; and of the second one, who is shown the first.
+  const ahead = await signCheckpoint({ ...predecessor, size: predecessor.size + 5, root: Buffer.alloc(32, 4) }, first.signer);
+  t.match(brief(await verify(second, second.files, { olderCheckpoints: [{ name: 'ahead', note: ahead }] })), [{ code: 'older_checkpoint_ahead', file: 'ahead' }]);
+  t.match(brief(await verify(first, first.files, { olderCheckpoints: [{ name: 'second', note: second.checkpoints[0]! }] })), [{ code: 'older_checkpoint_ahead', file: 'second' }]);
   const misled = await MadeLog.start({ logId: 2, signer: first.signer, predecessor, carried: [{ writer: wanderer.writer, next: wanderer.next, previous: Buffer.alloc(32, 1), certificate: first.writers[0]!.certificate }] });
   misled.batch(wanderer, 5);
   await misled.publish();

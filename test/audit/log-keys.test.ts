@@ -1,5 +1,5 @@
 import t from 'tap';
-import { keysOf } from '../../audit/log-keys.ts';
+import { isLater, keysOf } from '../../audit/log-keys.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
 import { makeSigner } from '../support/made-log.ts';
 
@@ -20,4 +20,12 @@ t.test('one vkey stands for all logs of its vault, and for no other', async (t) 
     const { key } = keysOf(parseVkey(encodeVkey('a', algorithm, publicKeySpki)), 'a/2')!.checkpoint;
     t.ok(key.export({ format: 'der', type: 'spki' }).equals(publicKeySpki), 'the key is the same');
   }
+});
+
+t.test('logs of a vault come one after the other, by their names', async (t) => {
+  for (const [origin, than] of [['a/2', 'a'], ['a/3', 'a/2'], ['a/10', 'a/9'], ['a/2/2', 'a/2']] as const) {
+    t.equal(isLater(origin, than), true, `${origin} after ${than}`);
+    t.equal(isLater(than, origin), false, `${than} before ${origin}`);
+  }
+  for (const [one, other] of [['a', 'a'], ['a/2', 'a/2'], ['a/2', 'b'], ['a/3', 'b/2']] as const) t.equal(isLater(one, other), false, `${one} and ${other}`);
 });
