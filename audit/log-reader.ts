@@ -136,14 +136,11 @@ export async function searchLog(client: Queryable, logId: number, size: number, 
   }
 }
 
+/** Entries of one token that one call reads at most: each is a look of its own. */
+const maxTokenLooks = 2000;
+
 /** A token's entries: those that name it, by their rows, and the one that tells of its making, by the token's. */
 async function searchToken(client: Queryable, logId: number, query: LogQuery, token: string, begin: number, end: number): Promise<Found> {
-  const { rows } = await client.query<{ entry: string }>({
-    name: 'log-token-entries',
-    text: 'SELECT entry FROM log_tokens WHERE token_key = $1::bigint AND log_id = $2::int AND entry >= $3::bigint AND entry < $4::bigint ORDER BY entry DESC LIMIT $5::int',
-    values: [tokenKey(token), logId, begin, end, query.limit + 1],
-  });
-  const candidates = new Set(rows.map((row) => Number(row.entry)));
   const made = await client.query<{ first_index: string; entry_count: number }>({
     name: 'log-token-made',
     text: `SELECT p.first_index, p.entry_count FROM log_batches p
@@ -153,14 +150,12 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
            WHERE p.log_id = $2::int`,
     values: [token, logId],
   });
-  const items: FoundEntry[] = [];
-  const seen = new Set<number>();
+  const found = new Map<number, FoundEntry>();
   let size = 0;
   const look = async (from: number, to: number): Promise<void> => {
-    for (const { found, bytes } of await readFound(client, logId, from, to)) {
-      if (seen.has(found.index) || !namesToken(found.entry, token) || !matches(found.entry, query)) continue;
-      seen.add(found.index);
-      items.push(found);
+    for (const { found: one, bytes } of await readFound(client, logId, from, to)) {
+      if (found.has(one.index) || !namesToken(one.entry, token) || !matches(one.entry, query)) continue;
+      found.set(one.index, one);
       size += bytes;
     }
   };
@@ -169,18 +164,29 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
     // The rest of its batch is of other calls.
     if (first + row.entry_count > begin && first < end) await look(Math.max(first, begin), Math.min(first + row.entry_count, end));
   }
-  // From which entry on everything was looked at.
-  let lookedFrom = begin;
-  for (const index of candidates) {
-    await look(index, index + 1);
-    if (size < maxFoundBytes) continue;
-    lookedFrom = index;
-    break;
+  // From the newest on, until enough of them match: from `reached` on all are known.
+  let reached = end;
+  for (let looks = 0; reached > begin; ) {
+    const { rows } = await client.query<{ entry: string }>({
+      name: 'log-token-entries',
+      text: 'SELECT entry FROM log_tokens WHERE token_key = $1::bigint AND log_id = $2::int AND entry >= $3::bigint AND entry < $4::bigint ORDER BY entry DESC LIMIT $5::int',
+      values: [tokenKey(token), logId, begin, reached, query.limit + 1],
+    });
+    let full: number | null = null;
+    for (const row of rows) {
+      const index = Number(row.entry);
+      await look(index, index + 1);
+      if (size < maxFoundBytes) continue;
+      full = index;
+      break;
+    }
+    reached = full ?? (rows.length > query.limit ? Number(rows.at(-1)!.entry) : begin);
+    looks += rows.length;
+    if (full !== null || looks >= maxTokenLooks || [...found.keys()].filter((index) => index >= reached).length > query.limit) break;
   }
-  items.sort((a, b) => b.index - a.index);
-  const page = items.filter(({ index }) => index >= lookedFrom).slice(0, query.limit);
-  const more = items.length > page.length || rows.length > query.limit || lookedFrom > begin;
-  return { items: page, next: more && page.length > 0 ? page.at(-1)!.index : null };
+  const known = [...found.values()].filter(({ index }) => index >= reached).sort((a, b) => b.index - a.index);
+  const items = known.slice(0, query.limit);
+  return { items, next: known.length > query.limit ? items.at(-1)!.index : reached > begin ? reached : null };
 }
 
 /** Whatever is known by its block: the blocks that hold all the values, from the newest on. */

@@ -5,11 +5,15 @@ import type { RestartStore } from './restart.ts';
 import { LogFault } from './sequencer.ts';
 import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain } from './sequencer.ts';
 import type { LogView } from './log-watch.ts';
+import { facetKey } from './search-keys.ts';
 import { batchOfRow } from './store.ts';
 import type { BatchRow } from './store.ts';
 
 const stateCode: Readonly<Record<ChainState, number>> = { open: 0, closed: 1, succeeded: 2, distrusted: 3 };
 const stateOf: readonly ChainState[] = ['open', 'closed', 'succeeded', 'distrusted'];
+
+/** What a log's first leaf is found by (`charter.ts`). */
+const charterFacets: readonly bigint[] = [facetKey('action', 'log.start'), facetKey('outcome', 'allowed')];
 
 interface ChainRow {
   writer: string;
@@ -35,8 +39,10 @@ export function postgresTreeStore(pool: Pool): RestartStore {
           'INSERT INTO logs (log_id, origin, size, root, started_at, first_leaf) VALUES ($1::int, $2::text, $3::bigint, $4::bytea, $5::timestamptz, $6::bytea) ON CONFLICT DO NOTHING',
           [head.logId, head.origin, head.size, head.root, at, firstLeaf],
         );
+        if (rowCount !== 1) return true;
         // The root of a tree with one leaf is the leaf's hash.
-        if (rowCount === 1) await tx.query('INSERT INTO log_tiles (log_id, level, tile, hashes) VALUES ($1::int, 0, 0, $2::bytea)', [head.logId, head.root]);
+        await tx.query('INSERT INTO log_tiles (log_id, level, tile, hashes) VALUES ($1::int, 0, 0, $2::bytea)', [head.logId, head.root]);
+        await tx.query('INSERT INTO log_facets (facet, log_id, block) SELECT f, $1::int, 0 FROM unnest($2::bigint[]) AS t(f)', [head.logId, charterFacets]);
         return true;
       });
     },
