@@ -29,8 +29,16 @@ const storedChain = (row: ChainRow): StoredChain => ({
   state: stateOf[row.state]!,
 });
 
-/** The tree in PostgreSQL, as the sequencing role. `pool` is the caller's. */
-export function postgresTreeStore(pool: Pool): RestartStore {
+/**
+ * No batch that a writer of ours forms comes near this: at most 2000 entries, of which a few are large. Whoever may write batches could have one that is too
+ * large to be answered, and nothing of anybody would be sequenced any more.
+ */
+const maxBundleBytes = 64 * 1024 * 1024;
+/** Of a certificate. Characters; ours have some 400. */
+const maxCertificate = 8192;
+
+/** The tree in PostgreSQL, as the sequencing role. `pool` is the caller's. Of a bundle that is larger than `maxBundle` bytes nothing is read, as of one that is empty. */
+export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes): RestartStore {
   return {
     head: () => readHead(pool),
     async create({ head, firstLeaf, at }: NewLog) {
@@ -70,7 +78,7 @@ export function postgresTreeStore(pool: Pool): RestartStore {
       return rows.map((row) => ({ writer: BigInt(row.writer), startedAt: row.started_at }));
     },
     async certificates(writers) {
-      const { rows } = await pool.query<{ writer: string; certificate: string }>('SELECT writer, certificate FROM writers WHERE writer = ANY ($1::bigint[])', [writers]);
+      const { rows } = await pool.query<{ writer: string; certificate: string }>('SELECT writer, left(certificate, $2::int) AS certificate FROM writers WHERE writer = ANY ($1::bigint[])', [writers, maxCertificate]);
       return rows.map(registered);
     },
     async pending(positions, limit, maxBytes) {
@@ -78,14 +86,14 @@ export function postgresTreeStore(pool: Pool): RestartStore {
       // Whatever a row says of its time, none comes before its predecessor: what is cut off is the end of a chain.
       const { rows } = await pool.query<BatchRow & { writer: string }>({
         name: 'pending-batches',
-        text: `SELECT writer, number, kind, formed_at, entry_count, previous, bundle, signature
+        text: `SELECT writer, number, kind, formed_at, entry_count, previous, CASE WHEN bytes <= $5::int THEN bundle ELSE ''::bytea END AS bundle, signature
                FROM (SELECT *, sum(bytes) OVER (ORDER BY reach, writer, number) - bytes AS before
                      FROM (SELECT b.*, octet_length(b.bundle) AS bytes, max(b.formed_at) OVER (PARTITION BY b.writer ORDER BY b.number) AS reach
                            FROM unnest($1::bigint[], $2::bigint[]) AS w(writer, next)
                            CROSS JOIN LATERAL (SELECT * FROM batches WHERE writer = w.writer AND number >= w.next ORDER BY number LIMIT $3::int) b) AS found) AS counted
                WHERE before < $4::bigint
                ORDER BY writer, number`,
-        values: [positions.map(({ writer }) => writer), positions.map(({ next }) => next), limit, maxBytes],
+        values: [positions.map(({ writer }) => writer), positions.map(({ next }) => next), limit, maxBytes, maxBundle],
       });
       return rows.map((row) => {
         try {
@@ -97,7 +105,11 @@ export function postgresTreeStore(pool: Pool): RestartStore {
       });
     },
     async batch(writer, number): Promise<Batch | null> {
-      const { rows } = await pool.query<BatchRow>('SELECT number, kind, formed_at, entry_count, previous, bundle, signature FROM batches WHERE writer = $1::bigint AND number = $2::bigint', [writer, number]);
+      const { rows } = await pool.query<BatchRow>(
+        `SELECT number, kind, formed_at, entry_count, previous, CASE WHEN octet_length(bundle) <= $3::int THEN bundle ELSE ''::bytea END AS bundle, signature
+         FROM batches WHERE writer = $1::bigint AND number = $2::bigint`,
+        [writer, number, maxBundle],
+      );
       return rows[0] === undefined ? null : batchOfRow(writer, rows[0]);
     },
     async close(writers, reason) {

@@ -350,3 +350,21 @@ t.test('what is pending is cut at the ends of chains only', async (t) => {
   t.equal((await store.pending(positions, 6, 1_000_000)).length, 12);
   t.same(await store.pending([], 6, 1000), []);
 });
+
+t.test('a batch or a certificate that is too large to be read costs its writer, and nobody else', async (t) => {
+  const vault = await Vault.open(t);
+  const [honest, other, uncertified] = [await vault.writer(), await vault.writer(), await vault.writer()];
+  const pool = vault.pool();
+  const sequencer = vault.sequencer({ store: postgresTreeStore(pool, 100_000) });
+  await honest.commit(5);
+  const large = await other.commit(400);
+  t.ok(large.bundle.length > 100_000);
+  await vault.tamper(`UPDATE writers SET certificate = repeat('x', 5000000) WHERE writer = ${uncertified.id}`);
+  await settle(sequencer);
+  t.same(vault.alerts.map(({ detail }) => [detail['writer'], detail['reason']]).toSorted(), [[other.chain.name, 'batch 1 has a wrong signature'], [uncertified.chain.name, 'its certificate is not the HSM\'s']].toSorted());
+  t.equal((await postgresTreeStore(pool, 100_000).batch(other.id, 1n))?.bundle.length, 0);
+  t.ok((await postgresTreeStore(pool).certificates([uncertified.id]))[0]!.certificate.length < 10_000);
+  await honest.commit(5);
+  await settle(sequencer);
+  await vault.verify(t, 'the others go on', { complete: [other.id, uncertified.id] });
+});
