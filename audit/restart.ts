@@ -3,15 +3,14 @@
  * cannot be brought back, and a log must never take anything back; so the new one has a name of its own, and its charter names the old one's last
  * checkpoint for everybody to see.
  */
-import { maxCarried, newLog, originOf, readCharter } from './charter.ts';
+import { maxCarried, newLog, originOf } from './charter.ts';
 import type { CarriedWriter } from './charter.ts';
 import { openCheckpoint } from './checkpoint.ts';
 import type { Checkpoint } from './checkpoint.ts';
-import { consistencyProof, frontierOf, verifyConsistency } from './merkle.ts';
 import { encodeVkey, parseVkey } from './note.ts';
 import type { NoteSigner, NoteVerifier } from './note.ts';
+import { LogFault, Sequencer } from './sequencer.ts';
 import type { LogHead, TreeStore, Witness } from './sequencer.ts';
-import { tileReader } from './tiles.ts';
 
 export interface RestartStore extends TreeStore {
   /** Closes the chains of these writers: nothing more of them is taken. */
@@ -51,7 +50,16 @@ export async function restartLog(options: { readonly store: RestartStore; readon
     throw new Error('the log in the database is the one that was witnessed: there is no reason to begin another');
   }
   // What stands in its tree and is not signed yet would be in no log: a sequencer that starts over it signs it.
-  if (head !== null && head.size > 1 && (await goesOn(head, last.checkpoint, stored === null ? null : openCheckpoint(stored, [verifierOf(head.origin, signer)]), options))) {
+  const starts = async (): Promise<boolean> => {
+    try {
+      await new Sequencer({ store, signer, name, witnesses, alert: async () => undefined, now: () => now }).open();
+      return true;
+    } catch (error) {
+      if (error instanceof LogFault) return false;
+      throw error;
+    }
+  };
+  if (head !== null && head.size > 1 && (await starts())) {
     throw new Error('the log in the database goes on from what was witnessed: start the vault, there is no reason to begin another');
   }
 
@@ -74,23 +82,6 @@ export async function restartLog(options: { readonly store: RestartStore; readon
   const created: LogHead | null = await store.head();
   if (created === null || created.origin !== origin) throw new Error('the new log was not made: is another process at work on this database?');
   return { origin, predecessor: last.checkpoint, had: head?.size ?? 0, carried: carried.length };
-}
-
-/** Whether the sequencer would take `head` for the continuation of `last`: of its own log, or of the one before it that its charter names. */
-async function goesOn(head: LogHead, last: Checkpoint, stored: Checkpoint | null, { store, signer, name }: { readonly store: TreeStore; readonly signer: NoteSigner; readonly name: string }): Promise<boolean> {
-  const reader = tileReader(head.size, async ({ level, index, width }) => (await store.tile(head.logId, level, index))?.subarray(0, width * 32) ?? Buffer.alloc(0));
-  try {
-    if (!(await frontierOf(head.size, reader)).root().equals(head.root)) return false;
-    if (head.origin === last.origin) {
-      if (stored === null || stored.size < last.size || head.size < last.size) return false;
-      return verifyConsistency(last.size, head.size, last.root, head.root, await consistencyProof(last.size, head.size, reader));
-    }
-    const before = readCharter(await store.firstLeaf(head.logId), [verifierOf(name, signer)])?.predecessor ?? null;
-    return before !== null && before.origin === last.origin && before.size === last.size && before.root.equals(last.root);
-  } catch {
-    // Tiles that are missing or damaged: no sequencer starts over them.
-    return false;
-  }
 }
 
 function verifierOf(origin: string, { algorithm, publicKeySpki }: NoteSigner): NoteVerifier {

@@ -9,7 +9,7 @@
 import { setImmediate as yieldTurn } from 'node:timers/promises';
 import type { KeyObject } from 'node:crypto';
 import { batchLeafAction, encodeBatchLeaf } from './batch-leaf.ts';
-import { chainStart, followChain, headerHash, batchHeader, readWriterCertificate, writerName } from './chain.ts';
+import { chainStart, followChain, headerHash, batchHeader, noPredecessor, readWriterCertificate, writerName } from './chain.ts';
 import type { Batch, ChainPosition } from './chain.ts';
 import { newLog, readCharter } from './charter.ts';
 import type { Charter } from './charter.ts';
@@ -87,6 +87,8 @@ export interface TreeStore {
    */
   pending(positions: readonly { readonly writer: bigint; readonly next: bigint }[], limit: number, maxBytes: number): Promise<Batch[]>;
   batch(writer: bigint, number: bigint): Promise<Batch | null>;
+  /** The first batches of a log that stand at `from` or behind it, in order, as many as fit into about `maxBytes`, and one at least; null is one that is gone. */
+  placed(logId: number, from: number, maxBytes: number): Promise<readonly { readonly firstIndex: number; readonly batch: Batch | null }[]>;
   /** Index of a batch's leaf; null if it is not in the tree of that log. */
   placeOf(logId: number, writer: bigint, number: bigint): Promise<number | null>;
   /** Some of the closed chains that a batch stands beyond the end of. */
@@ -311,7 +313,8 @@ export class Sequencer {
     if (head === null || head.logId !== logId) throw new Error('the log was exchanged while it was read');
     const { size } = head;
     // Only the HSM starts a log: a database administrator cannot begin a new one beside the one that is witnessed.
-    const charter = readCharter(await store.firstLeaf(logId), [this.#certifier]);
+    const firstLeaf = await store.firstLeaf(logId);
+    const charter = readCharter(firstLeaf, [this.#certifier]);
     if (charter === null || charter.origin !== head.origin) throw new LogFault('rewritten', 'the log in the database was not begun by this vault');
     const edges = new Map<number, Buffer>();
     for (let level = 0; Math.floor(size / 256 ** level) > 0; level += 1) {
@@ -340,6 +343,7 @@ export class Sequencer {
     if (kept !== null) await this.#assertExtends(kept, head, reader, false);
     // It is stored before anybody sees it, so one that is not there any more was taken away.
     for (const { size: witnessed } of held) if (kept === null || kept.size < witnessed) throw new LogFault('behind_witness', `the checkpoint of ${witnessed} entries, which was witnessed, is gone from the database`);
+    await this.#assertWritten(head, kept ?? { size: 1, root: leafHash(firstLeaf) }, charter, reader);
     if (kept !== null) this.#signed = kept;
     // The last one may not have reached every witness.
     if (stored !== null && published.some((note) => note !== stored)) this.#unpublished ??= { note: stored, at: now() };
@@ -354,7 +358,7 @@ export class Sequencer {
     return { head, charter, builder: new TileBuilder(size, edges), frontier, chains };
   }
 
-  #reader({ logId, size }: LogHead): HashReader {
+  #reader({ logId, size }: Pick<LogHead, 'logId' | 'size'>): HashReader {
     return tileReader(size, async (ref) => await this.#tile(logId, ref.level, ref.index, ref.width));
   }
 
@@ -372,6 +376,59 @@ export class Sequencer {
     }
     const proof = earlier.size === head.size ? [] : await consistencyProof(earlier.size, head.size, reader);
     if (!verifyConsistency(earlier.size, head.size, earlier.root, head.root, proof)) throw new LogFault('rewritten', `the log in the database is not the one whose first ${earlier.size} entries were signed`);
+  }
+
+  /**
+   * That behind `signed` there stands what steps have appended: batches as their writers signed them, each behind the one before it. Until a checkpoint covers
+   * it, only the database says so, and whoever writes there could have any leaf signed, and proven to everybody. @throws LogFault
+   */
+  async #assertWritten(head: LogHead, signed: Pick<Checkpoint, 'size' | 'root'>, charter: Charter, reader: HashReader): Promise<void> {
+    const { store, maxBytes = 6 * 1024 * 1024 } = this.#options;
+    const wrong = (index: number): LogFault => new LogFault('rewritten', `the log in the database has leaves behind its last checkpoint that are no writer's, from ${index} on`);
+    const frontier = await frontierOf(signed.size, reader);
+    if (!frontier.root().equals(signed.root)) throw wrong(0);
+    const chains = new Map<bigint, Chain>();
+    for (let sinceTurn = 0; frontier.size < head.size; ) {
+      const found = await store.placed(head.logId, frontier.size, maxBytes);
+      if (found.length === 0) throw wrong(frontier.size);
+      const met = found.flatMap(({ batch }) => (batch === null || chains.has(batch.writer) ? [] : [batch]));
+      for (const batch of met) if (!chains.has(batch.writer)) chains.set(batch.writer, { ...unread(batch.writer), position: await this.#before(batch, head.logId, signed, charter) });
+      await this.#identify(met.map(({ writer }) => chains.get(writer)!), new Set());
+      for (const { firstIndex, batch } of found) {
+        if (frontier.size === head.size) break;
+        const chain = batch === null ? undefined : chains.get(batch.writer);
+        const identity = chain?.identity ?? null;
+        if (batch === null || chain === undefined || identity === null || firstIndex !== frontier.size) throw wrong(frontier.size);
+        const followed = follow(chain, batch);
+        if (typeof followed === 'string') throw wrong(frontier.size);
+        frontier.append(leafHash(encodeBatchLeaf(batch, batch.number === 0n ? identity.certificate : null)));
+        for (const entry of followed.entries) frontier.append(leafHash(entry));
+        chain.position = followed.position;
+        if (isStop(followed.parsed.at(-1), batch.writer)) chain.state = 'closed';
+        sinceTurn += 1 + batch.entryCount;
+        if (sinceTurn < leavesATurn) continue;
+        sinceTurn = 0;
+        await yieldTurn();
+      }
+    }
+    if (!frontier.root().equals(head.root)) throw wrong(signed.size);
+  }
+
+  /** Where a chain stood before `batch`, by what is signed: at its beginning, or behind a batch that stands in the tree of `signed`. */
+  async #before({ writer, number }: Batch, logId: number, signed: Pick<Checkpoint, 'size' | 'root'>, charter: Charter): Promise<ChainPosition> {
+    const { store } = this.#options;
+    if (number === 0n) return chainStart;
+    const carried = charter.carried.find((each) => each.writer === writer && each.next === number);
+    if (carried !== undefined) return { next: number, previous: carried.previous, formedAt: null };
+    const last = await store.batch(writer, number - 1n);
+    const place = await store.placeOf(logId, writer, number - 1n);
+    if (last !== null && place !== null && place < signed.size) {
+      const [registered] = last.number === 0n ? await store.certificates([writer]) : [];
+      const leaf = leafHash(encodeBatchLeaf(last, last.number === 0n ? (registered?.certificate ?? '') : null));
+      if (verifyInclusion(leaf, place, signed.size, signed.root, await inclusionProof(place, signed.size, this.#reader({ logId, size: signed.size })))) return { next: number, previous: headerHash(batchHeader(last)), formedAt: last.formedAt };
+    }
+    // No batch can follow this one.
+    return { next: -1n, previous: noPredecessor, formedAt: null };
   }
 
   /** One step on `state`, which is of no use any more if this throws or returns null: somebody else advanced the tree. */

@@ -112,6 +112,25 @@ export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes
       );
       return rows[0] === undefined ? null : batchOfRow(writer, rows[0]);
     },
+    async placed(logId, from, maxBytes) {
+      const { rows } = await pool.query<BatchRow & { writer: string; first_index: string }>({
+        name: 'log-placed',
+        text: `SELECT first_index, writer, number, kind, formed_at, entry_count, previous, CASE WHEN bytes <= $4::int THEN bundle ELSE ''::bytea END AS bundle, signature
+               FROM (SELECT p.first_index, p.writer, p.number, b.kind, b.formed_at, b.entry_count, b.previous, b.bundle, b.signature, octet_length(b.bundle) AS bytes, sum(octet_length(b.bundle)) OVER (ORDER BY p.first_index) AS until
+                     FROM (SELECT * FROM log_batches WHERE log_id = $1::int AND first_index >= $2::bigint ORDER BY first_index LIMIT 4096) p LEFT JOIN batches b USING (writer, number)) AS found
+               WHERE coalesce(until - bytes, 0) < $3::bigint
+               ORDER BY first_index`,
+        values: [logId, from, maxBytes, maxBundle],
+      });
+      return rows.map((row) => {
+        try {
+          return { firstIndex: Number(row.first_index), batch: batchOfRow(BigInt(row.writer), row) };
+        } catch {
+          // Gone, or of a kind that was never written.
+          return { firstIndex: Number(row.first_index), batch: null };
+        }
+      });
+    },
     async close(writers, reason) {
       await pool.query('UPDATE log_chains SET state = 1, reason = $2::text WHERE writer = ANY ($1::bigint[]) AND state IN (0, 2)', [writers, reason]);
     },

@@ -1,8 +1,12 @@
 import t, { type Test } from 'tap';
-import { encodeEntry } from '../../audit/entry.ts';
-import { batchHeader, headerHash, writerName, type Batch } from '../../audit/chain.ts';
+import { encodeBatchLeaf } from '../../audit/batch-leaf.ts';
+import { decodeBundle, encodeBundle, encodeEntry } from '../../audit/entry.ts';
+import { batchHeader, headerHash, writerCertificateText, writerName, type Batch } from '../../audit/chain.ts';
+import { leafHash } from '../../audit/merkle.ts';
+import { signNote } from '../../audit/note.ts';
 import { LogFault, type Sequencer } from '../../audit/sequencer.ts';
-import { newSigner, RawWriter, signer, TestWriter, type Sink } from '../support/log-tables.ts';
+import { TileBuilder, tileWidthAt } from '../../audit/tiles.ts';
+import { newSigner, origin, RawWriter, signer, TestWriter, type Sink } from '../support/log-tables.ts';
 import { Injected, MemoryVault, settle, writes, type Write } from '../support/memory-tree-store.ts';
 
 const into = (vault: MemoryVault): Sink => (chain, batch) => vault.tables.insert(chain, batch);
@@ -578,6 +582,107 @@ const rewritings: Readonly<Record<string, { readonly kind: LogFault['kind']; rea
     },
   },
 };
+
+/** Puts a batch into the tree as a step would, whatever it is, and moves its chain on. */
+function append(vault: MemoryVault, batch: Batch): void {
+  const { tables } = vault;
+  const head = tables.head!;
+  const edges = new Map<number, Buffer>();
+  for (let level = 0; Math.floor(head.size / 256 ** level) > 0; level += 1) {
+    const index = Math.floor(head.size / 256 ** (level + 1));
+    const width = tileWidthAt(level, index, head.size);
+    if (width > 0) edges.set(level, tables.tiles.get(`${level}/${index}`)!.subarray(0, width * 32));
+  }
+  const builder = new TileBuilder(head.size, edges);
+  for (const leaf of [encodeBatchLeaf(batch, batch.number === 0n ? tables.writers.get(batch.writer)!.certificate : null), ...decodeBundle(batch.bundle)]) builder.append(leafHash(leaf));
+  tables.logs.set(1, { ...tables.logs.get(1)!, head: { ...head, size: builder.size, root: builder.frontier().root() } });
+  for (const { level, index, hashes } of builder.take()) tables.tiles.set(`${level}/${index}`, hashes);
+  tables.put(batch);
+  tables.places.set(`${batch.writer} ${batch.number}`, { firstIndex: head.size, writer: batch.writer, number: batch.number, entryCount: batch.entryCount });
+  tables.chains.set(batch.writer, { writer: batch.writer, position: { next: batch.number + 1n, previous: headerHash(batchHeader(batch)), formedAt: batch.formedAt }, state: 'open', reason: null });
+}
+
+const nobodys = /has leaves behind its last checkpoint that are no writer's, from \d+ on/u;
+/** What a database administrator puts behind the last checkpoint. */
+const additions: Readonly<Record<string, (vault: MemoryVault, writer: TestWriter) => Promise<void> | void>> = {
+  'an entry that he made up': (vault, writer) => {
+    const batch = writer.form();
+    const bundle = encodeBundle([encodeEntry({ action: 'detokenize', at: new Date(), outcome: 'allowed', caller: 'spiffe://cofre.test/tenant/acme/service/framed' })]);
+    append(vault, { ...batch, bundle });
+  },
+  'a writer that he made up': async (vault) => {
+    const forger = await RawWriter.make();
+    const start = forger.start();
+    vault.tables.insert({ writer: forger.id, certificate: await signNote(writerCertificateText(forger.id, 'tokenize', newSigner().publicKeySpki, new Date()), origin, newSigner()), startedAt: new Date() }, start);
+    append(vault, start);
+  },
+  'a batch, and leaves out the one before it': (vault, writer) => {
+    vault.tables.put(writer.form());
+    append(vault, writer.form());
+  },
+  'two batches in the wrong order': (vault, writer) => {
+    const first = writer.form();
+    append(vault, writer.form());
+    append(vault, first);
+  },
+  'a batch with fewer entries': (vault, writer) => {
+    const batch = writer.form(3);
+    append(vault, { ...batch, entryCount: 2, bundle: encodeBundle(decodeBundle(batch.bundle).slice(0, 2)) });
+  },
+  'a batch behind a stop': async (vault, writer) => {
+    append(vault, writer.form([{ action: 'writer.stop', at: new Date(), outcome: 'allowed', detail: { writer: writer.chain.name } }]));
+    append(vault, writer.form());
+  },
+  'a batch that is not in the database': (vault, writer) => {
+    const batch = writer.form();
+    append(vault, batch);
+    vault.tables.batches.get(writer.id)!.delete(batch.number);
+  },
+  'nothing, but another root': (vault) => {
+    const log = vault.tables.logs.get(1)!;
+    vault.tables.tiles.set('0/1', Buffer.concat([vault.tables.tiles.get('0/1')!, Buffer.alloc(32, 7)]));
+    const builder = new TileBuilder(0, new Map());
+    for (const path of ['0/0', '0/1']) for (let at = 0; at < vault.tables.tiles.get(path)!.length; at += 32) builder.append(vault.tables.tiles.get(path)!.subarray(at, at + 32));
+    vault.tables.logs.set(1, { ...log, head: { ...log.head, size: builder.size, root: builder.frontier().root() } });
+  },
+};
+
+for (const [what, add] of Object.entries(additions)) {
+  t.test(`an administrator puts into the tree ${what}: nobody signs it`, async (t) => {
+    const vault = new MemoryVault();
+    const writer = await TestWriter.start(into(vault));
+    const sequencer = vault.sequencer();
+    await writer.commit(299);
+    await writer.commit(3);
+    await settle(sequencer);
+    await add(vault, writer);
+    const signed = vault.tried.checkpoint;
+    await writer.commit();
+    // The one at work meets another head than its own, and reads the tree.
+    t.same(await sequencer.step(), { leaves: 0, batches: 0, oldest: null, more: true });
+    for (const instance of [sequencer, vault.sequencer()]) {
+      await faults(t, instance, 'rewritten', nobodys);
+      t.equal(await instance.sign(), null);
+    }
+    t.equal(vault.tried.checkpoint, signed);
+  });
+}
+
+t.test('what steps appended and nobody signed is gone on from, whoever\'s batches they are', async (t) => {
+  const vault = new MemoryVault();
+  const writers = [await TestWriter.start(into(vault)), await TestWriter.start(into(vault)), await TestWriter.start(into(vault))];
+  await settle(vault.sequencer());
+  for (let round = 0; round < 5; round += 1) {
+    for (const writer of writers) await writer.commit(40);
+    await writers[round % 3]!.bury();
+    writers.push(await TestWriter.start(into(vault), { predecessor: writers[1]!.left }));
+    if (round === 3) await writers.splice(0, 1)[0]!.stop();
+    await settle(vault.sequencer(), { sign: round % 2 === 1 });
+  }
+  t.ok(vault.tables.head!.size > Math.max(...vault.tables.checkpoints.keys()), 'some of it is unsigned');
+  await settle(vault.sequencer());
+  await vault.verify(t, 'all of it', { complete: [] });
+});
 
 function flip(vault: MemoryVault, path: string): void {
   const tile = Buffer.from(vault.tables.tiles.get(path)!);

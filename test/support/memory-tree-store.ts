@@ -134,6 +134,14 @@ export class MemoryVault {
           return kept.map(({ batch }) => batch).sort((a, b) => (a.writer === b.writer ? Number(a.number - b.number) : a.writer < b.writer ? -1 : 1));
         }),
       batch: (writer, number) => gated(() => tables().batches.get(writer)?.get(number) ?? null),
+      placed: (_logId, from) =>
+        gated(() =>
+          [...tables().places.values()]
+            .filter(({ firstIndex }) => firstIndex >= from)
+            .sort((a, b) => a.firstIndex - b.firstIndex)
+            .slice(0, 3)
+            .map(({ firstIndex, writer, number }) => ({ firstIndex, batch: tables().batches.get(writer)?.get(number) ?? null })),
+        ),
       placeOf: (_logId, writer, number) => gated(() => tables().places.get(`${writer} ${number}`)?.firstIndex ?? null),
       strays: () => gated(() => [...tables().chains.values()].filter(({ writer, state, position }) => state === 'closed' && [...(tables().batches.get(writer)?.keys() ?? [])].some((number) => number >= position.next))),
       advance: (from, step) => gated(() => this.#write('advance', () => this.#advance(from, step))),
