@@ -183,3 +183,21 @@ t.test('the second log of a vault is verified with the key of the first, and has
   t.equal(readFileSync(join(copy, 'vkey'), 'utf8'), `${vkey}\n`);
   for (const key of [vkey, first.vkey]) t.match(await audit(['verify', copy, '--vkey', key, '--checkpoint', join(folder, 'end')]), { code: 0, out: new RegExp(`^continues ${folder}/end\n1 of the writers follow`, 'u') });
 });
+
+t.test('whoever hangs up in the midst of an answer is told nothing, and what was looked for is not repeated in a message', async (t) => {
+  const pki = testPki(t);
+  const server = await serveLog(t, pki, new MemoryFiles());
+  const vault = ['--url', server.url, '--cert', pki.path('auditor.pem'), '--key', pki.path('auditor.key'), '--ca', pki.path('ca.pem')];
+  server.instead = (path, response) => {
+    if (path.includes('token=')) response.writeHead(422).end();
+    else response.writeHead(200).end(JSON.stringify({ items: Array.from({ length: 1000 }, (_, index) => ({ index, entry: { text: 'x'.repeat(1000) } })), next: 1 }));
+    return true;
+  };
+  t.same(await audit(['search', '--token', '4111111111111111', ...vault]), { code: 1, out: '', err: `cofre: ${server.url}/audit/search: the vault answered 422\n` });
+  const child = spawn(process.execPath, [join(root, 'docker/cofre.js'), 'audit', 'search', '--limit', '1000000', ...vault], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let err = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (err += text));
+  child.stdout.once('data', () => child.stdout.destroy());
+  t.equal(await new Promise((done) => child.once('close', done)), 1);
+  t.equal(err, '');
+});
