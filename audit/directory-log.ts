@@ -8,6 +8,7 @@ import { constants } from 'node:fs';
 import { lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import type { WritableLogFiles } from './log-source.ts';
+import { syncFolder } from './sync-folder.ts';
 
 /** Where files are written before they get their names. What a crash leaves here is of no use, and is removed by a later export. */
 const incoming = '.incoming';
@@ -150,14 +151,5 @@ class FolderSyncs {
     });
     this.#running.set(folder, sync);
     return sync;
-  }
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, 'r');
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
   }
 }

@@ -151,9 +151,10 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
     values: [token, logId],
   });
   const found = new Map<number, FoundEntry>();
+  const needles = [...needlesOf(query), Buffer.from(JSON.stringify(token))];
   let size = 0;
   const look = async (from: number, to: number): Promise<void> => {
-    for (const { found: one, bytes } of await readFound(client, logId, from, to)) {
+    for (const { found: one, bytes } of await readFound(client, logId, from, to, needles)) {
       if (found.has(one.index) || !namesToken(one.entry, token) || !matches(one.entry, query)) continue;
       found.set(one.index, one);
       size += bytes;
@@ -192,6 +193,7 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
 /** Whatever is known by its block: the blocks that hold all the values, from the newest on. */
 async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<Found> {
   const facets = facetNames.flatMap((name) => (query[name] === undefined ? [] : [facetKey(name, query[name])]));
+  const needles = needlesOf(query);
   const items: FoundEntry[] = [];
   let size = 0;
   let looked = 0;
@@ -201,7 +203,7 @@ async function searchBlocks(client: Queryable, logId: number, query: LogQuery, b
     for (const block of blocks) {
       const from = Math.max(block * blockEntries, begin);
       const to = Math.min((block + 1) * blockEntries, until);
-      for (const { found, bytes } of (await readFound(client, logId, from, to)).toReversed()) {
+      for (const { found, bytes } of (await readFound(client, logId, from, to, needles)).toReversed()) {
         if (!matches(found.entry, query)) continue;
         if (items.length === query.limit || size >= maxFoundBytes) return { items, next: items.at(-1)!.index };
         items.push(found);
@@ -234,15 +236,21 @@ async function blocksWith(client: Queryable, logId: number, facets: readonly big
   return rows.map((row) => Number(row.block));
 }
 
-async function readFound(client: Queryable, logId: number, from: number, to: number): Promise<Read[]> {
+/** Entries are canonical JSON, so what one says stands in it in one form of bytes. Those without all of `needles` are not even parsed. */
+async function readFound(client: Queryable, logId: number, from: number, to: number, needles: readonly Buffer[]): Promise<Read[]> {
   const leaves = await readLeaves(client, logId, from, to);
   return leaves.flatMap((leaf, offset) => {
+    if (!needles.every((needle) => leaf.includes(needle))) return [];
     try {
       return [{ found: { index: from + offset, entry: JSON.parse(leaf.toString('utf8')) as FoundEntry['entry'] }, bytes: leaf.length }];
     } catch {
       return [];
     }
   });
+}
+
+function needlesOf(query: LogQuery): Buffer[] {
+  return facetNames.flatMap((name) => (query[name] === undefined ? [] : [Buffer.from(`"${name}":${JSON.stringify(query[name])}`)]));
 }
 
 function matches(entry: FoundEntry['entry'], query: LogQuery): boolean {

@@ -9,6 +9,7 @@ import { mkdirSync, readdirSync } from 'node:fs';
 import { open, readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { Witness } from './sequencer.ts';
+import { syncFolder } from './sync-folder.ts';
 
 const fileName = /^checkpoints-[0-9]{4}-[0-9]{2}\.jsonl$/u;
 
@@ -100,14 +101,5 @@ async function endsInNewline(path: string, size: number): Promise<boolean> {
     return end[0] === 0x0a;
   } finally {
     await file.close();
-  }
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, 'r');
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
   }
 }
