@@ -28,20 +28,24 @@ export interface Others {
   readonly cardToken: string;
   /** Whether it has further tokens that are not among those. */
   readonly some: boolean;
-  /** Whether one of them is alive, as far as its columns say: not marked as dead, and not past its end at that moment. */
+  /** Whether one of them is alive, as far as its columns say: not marked as dead, and not past its end at that moment; or so many are not marked that none was looked at. */
   readonly alive: boolean;
 }
 
-/** What these cards have beside their first tokens and `without`; `at` null takes a token that is not marked as dead for alive whatever its end. */
-export async function findOthers(tx: ClientBase, cards: readonly CardKey[], without: readonly string[], at: Date | null): Promise<Others[]> {
+/**
+ * What these cards have beside their first tokens and `without`; `at` null takes a token that is not marked as dead for alive whatever its end. Of a card with more than `maxUnmarked` that are not marked no
+ * other is read: its index tells.
+ */
+export async function findOthers(tx: ClientBase, cards: readonly CardKey[], without: readonly string[], at: Date | null, maxUnmarked: number): Promise<Others[]> {
   const { rows } = await tx.query<{ tenant_id: number; token: string; some: boolean; alive: boolean }>({
     name: 'find-others',
     text: `SELECT q.tenant_id, q.token,
                   EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])) AS some,
-                  EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])
-                             AND t.status < 2 AND (t.token_expires_at IS NULL OR $4::timestamptz IS NULL OR t.token_expires_at > $4::timestamptz)) AS alive
+                  CASE WHEN (SELECT count(*) FROM (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.status < 2 LIMIT $5::int + 1 + cardinality($3::text[])) AS u) > $5::int + cardinality($3::text[]) THEN true
+                       ELSE EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])
+                             AND t.status < 2 AND (t.token_expires_at IS NULL OR $4::timestamptz IS NULL OR t.token_expires_at > $4::timestamptz)) END AS alive
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)`,
-    values: [...keysOf(cards), textArray(without), at],
+    values: [...keysOf(cards), textArray(without), at, maxUnmarked],
   });
   return rows.map((row) => ({ tenantId: row.tenant_id, cardToken: row.token, some: row.some, alive: row.alive }));
 }

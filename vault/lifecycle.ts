@@ -184,6 +184,8 @@ type DeadOthers = ReadonlyMap<string, readonly TokenRow[]>;
 
 /** Tokens of a card that are marked with its end. If more are past theirs, the sweeper marks them, and destroys the card with the last one. */
 const maxMarkedAtEnd = 1000;
+/** And of all cards that end in one transaction, which may be hundreds: their rows are in memory together. */
+const maxMarkedAtOnce = 10_000;
 
 /**
  * Those of the cards of `ending` that have nothing alive beside the tokens in `rows`. A card may have any number of further tokens: they are read only
@@ -195,17 +197,25 @@ async function deadOthers(tx: ClientBase, rows: Rows, ending: readonly TokenRow[
   const cards = new Map(ending.flatMap((row): [string, TokenRow][] => (row.fingerprint.length === 0 ? [] : [[cardId(row), row]])));
   if (cards.size === 0) return dead;
   const asked: CardKey[] = [];
-  for (const card of await findOthers(tx, [...cards.values()], [...cards.values()].flatMap((row) => rows.ofCard(row)).map(({ token }) => token), at)) {
+  for (const card of await findOthers(tx, [...cards.values()], [...cards.values()].flatMap((row) => rows.ofCard(row)).map(({ token }) => token), at, maxMarkedAtEnd)) {
     if (card.alive) continue;
     dead.set(cardId(card), []);
     if (card.some) asked.push(card);
   }
   if (asked.length === 0) return dead;
+  let kept = 0;
   await eachFurtherToken(tx, asked, (row) => {
     const unmarked = dead.get(cardId(row));
     if (unmarked === undefined || rows.get(row.tenantId, row.token) !== undefined) return;
-    if (!isDeadFor(row, tenants.get(row.tenantId)!, at) || unmarked.length === maxMarkedAtEnd) dead.delete(cardId(row));
-    else if (!isDead(row.status!)) unmarked.push(row);
+    const counts = isDeadFor(row, tenants.get(row.tenantId)!, at);
+    if (counts && isDead(row.status!)) return;
+    if (counts && unmarked.length < maxMarkedAtEnd && kept < maxMarkedAtOnce) {
+      unmarked.push(row);
+      kept += 1;
+      return;
+    }
+    dead.delete(cardId(row));
+    kept -= unmarked.length;
   });
   return dead;
 }

@@ -961,6 +961,29 @@ t.test('a card may have any number of tokens: no call of one of them reads them 
   for (const token of [...living, ...ended]) if (!stored.get(token)!.genuine) t.fail(token);
 });
 
+t.test('of the cards that end in one transaction no more tokens are marked at once than memory is for; the sweeper does the rest', { timeout: 120_000 }, async (t) => {
+  const database = await freshDatabase(t);
+  const clock = handClock();
+  const vault = await openVault(t, database, { now: clock.now });
+  const cards = 13;
+  const each = 1000;
+  const first: TokenizeAnswer[] = [];
+  for (let card = 0; card < cards; card += 1) {
+    first.push(await vault.tokenize(card));
+    await vault.batch(Array.from({ length: each }, () => ({ card, input: { ttl_seconds: 10 } })));
+  }
+  // As autovacuum does within a minute: plans made while the tables were empty read all tokens of all cards for each.
+  await asOwner(database, 'ANALYZE cards, tokens');
+  clock.advance(11_000);
+  const destroyed = (await Promise.all(first.map(({ token }) => vault.change('delete', token)))).filter((answer) => answer.card_destroyed).length;
+  t.equal(new Set((await storedLog(database)).entries.filter(({ entry }) => entry.action === 'delete').map(({ number }) => number)).size, 1, 'they shared a transaction');
+  t.equal(destroyed, 10);
+  let swept = 0;
+  for (let marked = 1; marked > 0; swept += marked) marked = await vault.sweep(900);
+  t.equal(swept, (cards - destroyed) * each, 'what was left');
+  t.same([...(await storedTokens(database)).values()].filter(({ fingerprint }) => fingerprint.length > 0), [], 'and no card is');
+});
+
 // ---- Rows that somebody changed.
 
 interface Tampering {
