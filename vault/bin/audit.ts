@@ -216,11 +216,6 @@ export async function audit(argv: readonly string[], env: NodeJS.ProcessEnv): Pr
     process.stderr.write(`cofre audit ${name}: ${refusal}\n`);
     return 2;
   }
-  // Who reads only the first lines, as head does, hangs up: the rest is wanted by nobody.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') process.stderr.write(`cofre: standard output cannot be written (${error.code ?? 'unknown'})\n`);
-    process.exit(1);
-  });
   const home = resolve(given['home']?.[0] ?? (env['COFRE_HOME'] || fileURLToPath(new URL('../../.cofre', import.meta.url))));
   const flags = new Set(command.flags.filter((flag) => values[flag] === true));
   try {

@@ -45,7 +45,14 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   }
   // Not for people: `serve` starts it where the configuration wants several processes.
   if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess();
-  if (command === 'audit') return await (await import('./audit.ts')).audit(rest, env);
+  if (command === 'audit') {
+    // Who reads only the first lines, as head does, hangs up: the rest is wanted by nobody.
+    process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EPIPE') process.stderr.write(`cofre: standard output cannot be written (${error.code ?? 'unknown'})\n`);
+      process.exit(1);
+    });
+    return await (await import('./audit.ts')).audit(rest, env);
+  }
   // Of its own: `cofre toString` is no command either.
   const text = Object.hasOwn(help, command) ? help[command] : undefined;
   if (text === undefined) {
