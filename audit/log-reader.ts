@@ -119,6 +119,8 @@ const maxFoundBytes = 1024 * 1024;
 const maxLookedThrough = 100_000;
 /** How far the batch of an entry may be from it in time: the longest that a call waits for its commit, and much more. */
 const commitSlackMs = 10 * 60_000;
+/** How far the clocks of hosts may differ: whoever is ahead stands in the tree among what others call earlier. */
+const clocksDifferMs = 60_000;
 
 /** The entries of a log that match all of `query` and are in the database, newest first. */
 export async function searchLog(client: Queryable, logId: number, size: number, query: LogQuery): Promise<SearchResult> {
@@ -271,7 +273,7 @@ async function beginOf(client: Queryable, logId: number, time: Date | undefined)
   const { rows } = await client.query<{ least: string | null }>({
     name: 'log-begin',
     text: 'SELECT min(first_index) AS least FROM (SELECT first_index FROM log_batches WHERE log_id = $1::int AND formed_at >= $2::timestamptz ORDER BY formed_at LIMIT 2000) AS near',
-    values: [logId, time],
+    values: [logId, new Date(time.getTime() - clocksDifferMs)],
   });
   return rows[0]?.least === null || rows[0] === undefined ? Number.MAX_SAFE_INTEGER : Number(rows[0].least);
 }
