@@ -79,7 +79,11 @@ await t.test('what is old leaves the database when it starts, and stays to be ha
   t.equal((await auditor.get('/audit/tile/0/002')).status, 200);
   t.equal((await auditor.get('/audit/tile/1/000.p/3')).status, 200);
 
-  const found = (await auditor.get('/audit/search?action=log.pruned')).json() as unknown as { items: { entry: { detail: Record<string, unknown> } }[]; searchable_from: { index: number; time: string } };
+  type Found = { items: { entry: { detail: Record<string, unknown> } }[]; searchable_from: { index: number; time: string } };
+  const search = async (): Promise<Found> => (await auditor.get('/audit/search?action=log.pruned')).json() as unknown as Found;
+  // The entry was committed before anything went; it is found once it is in the tree.
+  await until(async () => (await search()).items.length > 0, 'the entry');
+  const found = await search();
   t.match(found, { items: [{ entry: { detail: { entries: '0-511', months: old.toISOString().slice(0, 7), target: folder } } }] });
   t.ok(found.searchable_from.index > 256 && found.searchable_from.index <= 512 && found.searchable_from.time !== '');
   const size = await call(100);
