@@ -1,12 +1,18 @@
 /** Prometheus metrics of every stage, with prom-client. Labels are our own constants; nothing of a request is ever one. */
-import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
+import { AggregatorRegistry, Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
+import type { MetricObjectWithValues, MetricValue } from 'prom-client';
 
 const seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 /** For what takes microseconds in memory, and in an HSM across a network milliseconds. */
 const fineSeconds = [0.00002, 0.00005, 0.0001, 0.0002, 0.0005, ...seconds];
 
+/** What one process counted, as it crosses from there to the one that is asked. */
+export type MetricValues = readonly MetricObjectWithValues<MetricValue<string>>[];
+
 export interface Metrics {
-  readonly registry: Registry;
+  /** Prometheus text of this process. */
+  text(): Promise<string>;
+  values(): Promise<MetricValues>;
   /** One answered request. `outcome` is `ok` or an error code. */
   answered(action: string, outcome: string, durationSeconds: number): void;
   queued(role: string, depth: number): void;
@@ -45,7 +51,8 @@ export function createMetrics(): Metrics {
   const hsmEvents = new Counter({ name: 'cofre_hsm_events_total', help: 'Events of the HSM and of its keys.', labelNames: ['kind'], registers: [registry] });
   const hsmCalls = new Histogram({ name: 'cofre_hsm_call_seconds', help: 'Time of a call of the HSM, without the wait for a session.', labelNames: ['operation'], buckets: fineSeconds, registers: [registry] });
   return {
-    registry,
+    text: () => registry.metrics(),
+    values: () => registry.getMetricsAsJSON(),
     answered: (action, outcome, durationSeconds) => requests.observe({ operation: action, outcome }, durationSeconds),
     queued: (role, depth) => queue.set({ role }, depth),
     waited: (role, durationMs) => waits.observe({ role }, durationMs / 1000),
@@ -73,4 +80,9 @@ export function createMetrics(): Metrics {
       return (value) => histogram.observe(value);
     },
   };
+}
+
+/** Prometheus text of several processes together: each metric added up, or as its own kind says. */
+export function textOfSeveral(all: readonly MetricValues[]): Promise<string> {
+  return AggregatorRegistry.aggregate([...all]).metrics();
 }

@@ -12,15 +12,16 @@ const workers = 2;
 const quotas = Array.from({ length: 2000 }, (_, n) => ({ caller: `spiffe://cofre.dev/tenant/acme/service/service-of-a-long-name-${n}`, purpose: 'refund', per_minute: n }));
 const appliance = await startAppliance(t, { config: { workers, quotas } });
 const childrenOf = (pid: number): number[] => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
-const isWorker = (pid: number): boolean => {
+const is = (pid: number, what: '' | 'sequencer\0'): boolean => {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0');
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').endsWith(`\0worker\0${what}`);
   } catch {
     // It has just ended.
     return false;
   }
 };
-const workersNow = (): number[] => childrenOf(appliance.pid).filter((pid) => pid > 0 && isWorker(pid));
+const workersNow = (): number[] => childrenOf(appliance.pid).filter((pid) => pid > 0 && is(pid, ''));
+const sequencerNow = (): number => childrenOf(appliance.pid).find((pid) => pid > 0 && is(pid, 'sequencer\0')) ?? 0;
 const isAlive = (pid: number): boolean => {
   try {
     return !/^State:\s+[ZX]/mu.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
@@ -127,8 +128,22 @@ await t.test('one that is killed is started again, and what was acknowledged sta
   t.ok(ended.length >= 2, 'the successors name their killed predecessors');
 });
 
+await t.test('the sequencer is a process of its own: killed, it is started again, and calls go on meanwhile', async (t) => {
+  const victim = sequencerNow();
+  t.not(victim, 0);
+  process.kill(victim, 'SIGKILL');
+  const during = await appliance.client('checkout').post('/v1/tokenize', { pan: cardText(nextCard++) });
+  t.equal(during.status, 201);
+  t.equal((await readiness())['sequencer']?.ok, true, 'which the readiness of calls does not depend on for a while');
+  await until(async () => sequencerNow() !== 0 && sequencerNow() !== victim && (await readiness())['sequencer']?.detail === 'sequencing', 'its successor');
+  const signed = async (): Promise<number> => Number(/^cofre_log_signed_size (\d+)$/mu.exec(await (await fetch(`${appliance.telemetryUrl}/metrics`)).text())?.[1] ?? 0);
+  const before = await signed();
+  t.equal((await appliance.client('checkout').post('/v1/tokenize', { pan: cardText(nextCard++) })).status, 201);
+  await until(async () => (await signed()) > before, 'a checkpoint of the successor');
+});
+
 await t.test('SIGTERM ends all of them in order', async (t) => {
-  const before = workersNow();
+  const before = [...workersNow(), sequencerNow()];
   t.same(await appliance.stop(), { code: 0, signal: null });
   t.same(before.filter(isAlive), []);
   await appliance.start();
@@ -137,7 +152,7 @@ await t.test('SIGTERM ends all of them in order', async (t) => {
 });
 
 await t.test('none outlives a primary that was killed, and the next start takes over', async (t) => {
-  const before = workersNow();
+  const before = [...workersNow(), sequencerNow()];
   await appliance.kill9();
   await until(() => !before.some(isAlive), 'their end');
   await appliance.start();

@@ -1,13 +1,9 @@
-/** What serves: policies, keys, writers and listeners of one process, built by plain calls in order. */
+/** What serves calls: policies, keys, writers and listeners of one process, built by plain calls in order. What sequences the log is bin/sequencer.ts. */
 import { resolve } from 'node:path';
-import { Client, Pool } from 'pg';
+import { Client } from 'pg';
 import type { Entry } from '../../audit/entry.ts';
-import { openKeyring } from '../../hsm/keyring.ts';
-import type { Keyring } from '../../hsm/keyring.ts';
 import { NetworkBuffers } from '../../platform-adapters/node/network-buffers.ts';
-import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts';
 import type { ProcessRole } from '../../platform-adapters/postgres/roles.ts';
-import type { TenantRow } from '../../platform-adapters/postgres/tenants.ts';
 import type { Readiness } from '../../platform-adapters/telemetry/listener.ts';
 import { describe } from '../../platform-adapters/telemetry/log.ts';
 import type { Log } from '../../platform-adapters/telemetry/log.ts';
@@ -16,7 +12,6 @@ import { addAdminRoutes } from '../admin.ts';
 import { addAuditRoutes } from '../audit-routes.ts';
 import type { Committed, GroupCommit } from '../commit.ts';
 import { milliseconds } from '../config.ts';
-import type { Config } from '../config.ts';
 import { openFailure } from '../detokenize.ts';
 import type { DetokenizeOutcome } from '../detokenize.ts';
 import { dateOf } from '../guessing.ts';
@@ -34,7 +29,6 @@ import { addDetokenizingRoutes, addOpenApi, addTokenizingRoutes } from '../route
 import { createServer } from '../server.ts';
 import type { ServerOptions } from '../server.ts';
 import { Tenants } from '../tenants.ts';
-import type { TicketSecret } from '../ticket-secret.ts';
 import { TlsListener } from '../tls.ts';
 import { idempotencyWindowMs } from '../tokenize-store.ts';
 import type { TokenizeOutcome } from '../tokenize-store.ts';
@@ -43,37 +37,15 @@ import { pooledRandom } from '../token.ts';
 import { executeDetokenizing, executeEntries, executeTokenizing } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, EntryOutcome, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import type { LookUpOutcome } from '../validate.ts';
-import { connectionOf, endPool, tenantsInDatabase } from './database.ts';
-import type { DatabaseAccess } from './database.ts';
-import { readPin } from './development.ts';
+import { connectionOf, tenantsInDatabase } from './database.ts';
 import { openGuessing } from './guessing.ts';
 import { drain, listenSecure } from './listen.ts';
-import { addGauges, readinessOf } from './readiness.ts';
+import { KeyEvents, openKeys } from './keys.ts';
+import { addConnectionGauges, addGauges, freshnessOf, readinessOf } from './readiness.ts';
+import type { ProcessOptions, VaultProcess } from './process.ts';
 import { serveLog } from './serving-log.ts';
-import { openSequencing } from './sequencing.ts';
 import { watchLog } from './log-watching.ts';
-import { openWriter } from './writers.ts';
-
-export interface WorkerOptions {
-  readonly home: string;
-  readonly config: Config;
-  readonly access: DatabaseAccess;
-  readonly log: Log;
-  readonly metrics: Metrics;
-  /** Which of the processes of this home it is, from 0. The first one also does what is done once for all. */
-  readonly index: number;
-  /** Where several processes share listeners: the secret that their session tickets have in common. */
-  readonly tickets: TicketSecret | null;
-}
-
-export interface Worker {
-  readiness(): Readiness;
-  /** Opens the listeners, and resolves to their ports; null for one that its roles have no use for. @throws Error of one line. */
-  open(): Promise<{ readonly api: number | null; readonly admin: number | null }>;
-}
-
-/** Events of the key layer that belong in the log: a key came to be, or may be in the HSM without a row that names it, the HSM went or came, somebody turned a counter back. */
-const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'key_object_unsettled', 'key_object_left', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
+import { openWriter, tryAgain } from './writers.ts';
 
 /** Tokens past their end that one transaction marks. */
 const tokensASweep = 500;
@@ -89,12 +61,12 @@ const apiVersion = '1.0.0';
  *
  * @throws Error of one line for the operator.
  */
-export async function startWorker(stack: AsyncDisposableStack, options: WorkerOptions): Promise<Worker> {
+export async function startWorker(stack: AsyncDisposableStack, options: ProcessOptions): Promise<VaultProcess> {
   const { home, config, access, log, metrics, index, tickets } = options;
   const now = (): Date => new Date();
   const path = (relative: string): string => resolve(home, relative);
   const has = (role: ProcessRole): boolean => (config.roles as readonly string[]).includes(role);
-  const firstRole = (['tokenize', 'detokenize', 'sequencer', 'admin'] as const).find(has)!;
+  const firstRole = (['tokenize', 'detokenize', 'admin'] as const).find(has)!;
 
   // Identity and policy: files only, so their faults show before anything is started.
   const tlsFiles = { certificate: path(config.tls.certificate), key: path(config.tls.key), ca: path(config.tls.client_ca) };
@@ -108,15 +80,15 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
   const keyring = await openKeys(stack, options, firstRole, tenantRows, keyEvents);
   const tenants = new Tenants(has('tokenize') || has('detokenize') ? tenantRows.map((tenant) => ({ id: tenant.id, name: tenant.name, keys: keyring.forTenant(tenant.name) })) : []);
 
+  await options.sequenced;
+
   // Writers. Batches have one of their own, so that single calls do not wait for a thousand cards to be written.
-  // The sequencer first: it ends last, and signs what the writers leave.
   const context = { home, config, access, signer: keyring.logSigner, log, metrics, now, index, policies: policy.digest };
-  const sequencing = has('sequencer') && index === 0 ? await openSequencing(stack, context) : null;
   const tokenizing = has('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>(stack, context, 'tokenize', 'tokenize', executeTokenizing) : null;
   const batching = has('tokenize') ? await openWriter<TokenizingOperation, TokenizingOutcome>(stack, context, 'tokenize-batch', 'tokenize', executeTokenizing) : null;
   const detokenizing = has('detokenize') ? await openWriter<DetokenizingOperation, DetokenizingOutcome>(stack, context, 'detokenize', 'detokenize', executeDetokenizing) : null;
-  const administering = has('admin') && tokenizing === null && detokenizing === null && sequencing === null ? await openWriter<EntryOperation, EntryOutcome>(stack, context, 'admin', 'admin', executeEntries) : null;
-  const writers = [tokenizing, batching, detokenizing, administering, sequencing?.writer ?? null].filter((writer) => writer !== null) as readonly GroupCommit<EntryOperation, EntryOutcome>[];
+  const administering = has('admin') && tokenizing === null && detokenizing === null ? await openWriter<EntryOperation, EntryOutcome>(stack, context, 'admin', 'admin', executeEntries) : null;
+  const writers = [tokenizing, batching, detokenizing, administering].filter((writer) => writer !== null) as readonly GroupCommit<EntryOperation, EntryOutcome>[];
   // Side by side: each may have to wait for a database that is away.
   stack.defer(async () => {
     await Promise.all(writers.map((writer) => writer.close(milliseconds(config.listeners.drain_timeout))));
@@ -128,10 +100,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
 
   const watched = watchLog(stack, { config, connection: connectionOf(access, firstRole), signer: keyring.logSigner, writers, record, log, metrics, now });
 
-  // A log that was refused (disk full, …) is tried again without a caller: while readiness says so, none may come. The entry that succeeds says that it was.
-  every(stack, 1000, () => {
-    for (const writer of writers) if (writer.logRefused) void writer.commit({ kind: 'entry', entry: { action: 'log.resumed', at: now(), outcome: 'allowed' } }).catch(() => undefined);
-  });
+  tryAgain(stack, writers, now);
   const refusals = new Refusals({
     entriesPerMinute: config.refusals.entries_per_minute,
     now,
@@ -183,7 +152,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     listeners.push(tls);
     return tls;
   };
-  const readiness = (): Readiness => ({ ...readinessOf(keyring, writers, revocation, config), checkpoints: watched.state(), ...(sequencing === null ? {} : { sequencer: sequencing.state() }) });
+  const readiness = (): Readiness => ({ ...readinessOf(keyring, writers, config), revocation: freshnessOf(revocation), checkpoints: watched.state() });
 
   const apiTls = tokenizing === null && detokenizing === null ? null : await openTls('api');
   const api = apiTls === null ? null : createServer(serverOptions(apiTls, 'api'));
@@ -232,7 +201,8 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
     stack.defer(() => reads.close());
     addAuditRoutes(admin, { policy, log: serveLog(stack, connectionOf(access, 'admin'), keyring.logSigner), reads, refusal: () => watched.refusal(), record: recordOperation });
   }
-  addGauges(metrics, keyring, apiTls, writers);
+  addGauges(metrics, keyring, writers);
+  if (apiTls !== null) addConnectionGauges(metrics, apiTls);
   const buffers = await NetworkBuffers.open({
     ...tlsFiles,
     overwritten: metrics.count('cofre_network_buffers_overwritten_total', 'Times that the buffers which requests came through were overwritten.'),
@@ -257,61 +227,6 @@ export async function startWorker(stack: AsyncDisposableStack, options: WorkerOp
       return ports;
     },
   };
-}
-
-/** Events of the key layer, kept until there is a writer that takes them. */
-class KeyEvents {
-  readonly #now: () => Date;
-  readonly #log: Log;
-  readonly #metrics: Metrics;
-  readonly #kept: Entry[] = [];
-  #record: ((entry: Entry) => void) | null = null;
-
-  constructor(now: () => Date, log: Log, metrics: Metrics) {
-    this.#now = now;
-    this.#log = log;
-    this.#metrics = metrics;
-  }
-
-  at(level: 'info' | 'warn'): (event: string, fields: Readonly<Record<string, string | number | boolean>>) => void {
-    return (event, fields) => {
-      this.#log[level](event, typeof fields['kind'] === 'string' ? { kind: fields['kind'] } : {});
-      this.#metrics.hsmEvent(event);
-      if (!auditedKeyEvents.has(event)) return;
-      const entry: Entry = { action: event.startsWith('hsm') ? 'hsm.state' : 'key.event', at: this.#now(), outcome: level === 'info' ? 'allowed' : 'failed', detail: { event, ...(typeof fields['version'] === 'number' ? { version: fields['version'] } : {}) } };
-      if (this.#record === null) this.#kept.push(entry);
-      else this.#record(entry);
-    };
-  }
-
-  recordWith(record: (entry: Entry) => void): void {
-    this.#record = record;
-    for (const entry of this.#kept.splice(0)) record(entry);
-  }
-}
-
-async function openKeys(stack: AsyncDisposableStack, { home, config, access, metrics }: WorkerOptions, role: ProcessRole, tenants: readonly TenantRow[], events: KeyEvents): Promise<Keyring> {
-  const pool = new Pool({ ...connectionOf(access, role), max: 2, application_name: 'cofre keys' });
-  pool.on('error', () => undefined);
-  stack.defer(() => endPool(pool));
-  const seals = config.roles.includes('tokenize');
-  const opens = config.roles.includes('detokenize');
-  const keyring = await openKeyring({
-    modulePath: config.hsm.module,
-    tokenLabel: config.hsm.token_label,
-    pin: () => readPin(resolve(home, config.hsm.pin_file)),
-    custody: config.hsm.custody,
-    // Whoever neither seals nor opens has no business with a domain's keys.
-    tenants: new Map(seals || opens ? tenants.map((tenant) => [tenant.name, tenant.keyDomain]) : []),
-    store: postgresKeyStore(pool),
-    now: () => new Date(),
-    maxAwayMs: milliseconds(config.hsm.max_away),
-    log: { info: events.at('info'), warn: events.at('warn') },
-    observe: (operation, durationMs) => metrics.hsmCall(operation, durationMs),
-    uses: ['sign-log', ...(seals ? (['seal'] as const) : []), ...(opens ? (['open'] as const) : [])],
-  });
-  stack.defer(() => keyring.close());
-  return keyring;
 }
 
 interface Watched {
@@ -344,7 +259,7 @@ function watchFiles(stack: AsyncDisposableStack, { revocation, policy, listeners
 }
 
 /** Removes rows that ran out, each as the role that owns them, and ends tokens that are past their end. One process of a home does it. */
-function sweep(stack: AsyncDisposableStack, { config, access, log, index }: WorkerOptions, tenants: Tenants, batching: GroupCommit<TokenizingOperation, TokenizingOutcome> | null, now: () => Date): void {
+function sweep(stack: AsyncDisposableStack, { config, access, log, index }: ProcessOptions, tenants: Tenants, batching: GroupCommit<TokenizingOperation, TokenizingOutcome> | null, now: () => Date): void {
   if (index > 0) return;
   const as = async (role: 'tokenize' | 'detokenize', work: (client: Client) => Promise<unknown>): Promise<void> => {
     if (!config.roles.includes(role)) return;

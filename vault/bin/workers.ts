@@ -1,6 +1,7 @@
 /**
- * Several serving processes behind one set of listeners, on several cores: Node's cluster gives connections to them in turn. Each has its
- * own writers, sessions and keys; they meet in the database only. One that dies is started again.
+ * The processes that a vault starts beside its first one: several that serve behind one set of listeners, on several cores, to which Node's cluster
+ * gives connections in turn, and one that sequences the log. Each has its own writers, sessions and keys; they meet in the database only. One that
+ * dies is started again.
  */
 import cluster from 'node:cluster';
 import type { Worker as Process } from 'node:cluster';
@@ -9,19 +10,16 @@ import { hardenProcess, overwriteFreedMemory } from '../../platform-adapters/lin
 import type { Readiness } from '../../platform-adapters/telemetry/listener.ts';
 import { createLog, describe } from '../../platform-adapters/telemetry/log.ts';
 import type { Log } from '../../platform-adapters/telemetry/log.ts';
-import { answerMetrics, collectMetrics } from '../../platform-adapters/telemetry/cluster.ts';
 import { createMetrics } from '../../platform-adapters/telemetry/metrics.ts';
+import type { MetricValues, Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { TicketSecret, makeSecret, ticketRotationMs } from '../ticket-secret.ts';
 import type { DatabaseAccess } from './database.ts';
 import { explain } from './explain.ts';
+import type { Ports } from './process.ts';
+import { startSequencer } from './sequencer.ts';
 import { startWorker } from './worker.ts';
-
-interface Ports {
-  readonly api: number | null;
-  readonly admin: number | null;
-}
 
 /**
  * What a worker process is told when it asks: over its channel, as an environment is bounded (128 KiB a variable) and anybody of the same user
@@ -37,98 +35,188 @@ interface Task {
 }
 
 /** What the primary says: an answer, or that the tickets' secret is another now. */
-type Order = { readonly kind: 'task'; readonly task: Task } | { readonly kind: 'tickets'; readonly tickets: string };
+type Order = { readonly kind: 'task'; readonly task: Task } | { readonly kind: 'tickets'; readonly tickets: string } | { readonly kind: 'metrics' };
 
-type Message = { readonly kind: 'ask' | 'rotate_tickets' } | { readonly kind: 'open'; readonly ports: Ports } | { readonly kind: 'failed'; readonly reason: string } | { readonly kind: 'readiness'; readonly readiness: Readiness };
+type Message =
+  | { readonly kind: 'ask' | 'rotate_tickets' }
+  | { readonly kind: 'open'; readonly ports: Ports }
+  | { readonly kind: 'failed'; readonly reason: string }
+  | { readonly kind: 'readiness'; readonly readiness: Readiness }
+  | { readonly kind: 'metrics'; readonly values: MetricValues };
 
-/** Time between a worker's end and its successor's start. */
+/** Time between a process's end and its successor's start: the first, and the longest while none comes to serve. */
 const restartPauseMs = 500;
+const maxRestartPauseMs = 8000;
 const readinessMs = 500;
+/** How long the sequencer's process may be away before readiness says so: calls go on meanwhile, up to `log.max_unsigned`. */
+const sequencerPatienceMs = 10_000;
+/** For the metrics of a process. */
+const metricsMs = 4000;
+
+/** One place for a process, kept through its successors. */
+interface Seat {
+  readonly config: Config;
+  readonly index: number;
+  process: Process;
+  ports: Ports | null;
+  readiness: Readiness | null;
+  /** Since when it has been without a process that serves. */
+  absentSinceMs: number;
+  pauseMs: number;
+  /** Who waits for its metrics. */
+  asked: ((values: MetricValues) => void)[];
+}
 
 export interface Workers {
+  /** Resolves once the sequencer sequences, or at once if there is none here. Until then no writer may be opened: a log that was turned back refuses the start. */
+  readonly sequenced: Promise<void>;
   /** Resolves once all of them serve. @throws Error of one line if one cannot start. */
   readonly ready: Promise<Ports>;
   readiness(): Readiness;
-  /** Prometheus text of all workers together. */
-  metrics(): Promise<string>;
+  /** Of all of them. Rejects if one does not answer in time. */
+  metrics(): Promise<MetricValues[]>;
   signal(name: NodeJS.Signals): void;
-  /** Ends them in order and waits for it. */
+  /** Ends them in order, the sequencer last so that it signs what the others leave, and waits for it. */
   stop(): Promise<void>;
 }
 
-export function superviseWorkers(options: { readonly home: string; readonly config: Config; readonly access: DatabaseAccess; readonly log: Log }): Workers {
+/**
+ * Starts `serving` processes, each with the roles of `config` but for the sequencer's, and one more for this if it is among them.
+ *
+ * @param options.serving 0 where the first process serves itself.
+ */
+export function superviseWorkers(options: { readonly home: string; readonly config: Config; readonly access: DatabaseAccess; readonly log: Log; readonly serving: number }): Workers {
   const { home, config, access, log } = options;
-  cluster.setupPrimary({ exec: fileURLToPath(new URL('cofre.ts', import.meta.url)), args: ['worker'] });
-  const states = new Map<number, { process: Process; ports: Ports | null; readiness: Readiness | null }>();
   const { promise: ready, resolve, reject } = Promise.withResolvers<Ports>();
+  const { promise: sequenced, resolve: goOn, reject: stay } = Promise.withResolvers<void>();
+  // Whoever waits for one of them need not wait for the other.
+  for (const promise of [ready, sequenced]) promise.catch(() => undefined);
   let stopping = false;
   let served = false;
   let tickets = makeSecret();
+  const fail = (error: Error): void => {
+    stay(error);
+    reject(error);
+  };
+
+  const start = (seat: Seat | null, seatConfig: Config, index: number): Seat => {
+    // Its arguments show in a list of processes what it is for.
+    cluster.setupPrimary({ exec: fileURLToPath(new URL('cofre.ts', import.meta.url)), args: seatConfig.roles.includes('sequencer') ? ['worker', 'sequencer'] : ['worker'] });
+    const process = cluster.fork(overwriteFreedMemory);
+    const state: Seat = seat ?? { config: seatConfig, index, process, ports: null, readiness: null, absentSinceMs: performance.now(), pauseMs: restartPauseMs, asked: [] };
+    state.process = process;
+    process.on('error', () => undefined);
+    process.on('message', (message: Message) => {
+      switch (message.kind) {
+        case 'ask': {
+          const give = (): void => tellWorker(process, { kind: 'task', task: { home, config: state.config, access, index, tickets: tickets.toString('base64') } });
+          if (state === sequencer) give();
+          else sequenced.then(give, () => undefined);
+          return;
+        }
+        case 'rotate_tickets':
+          return rotateTickets();
+        case 'open':
+          state.ports = message.ports;
+          state.pauseMs = restartPauseMs;
+          if (state === sequencer) goOn();
+          if (!served && seats.every(({ ports }) => ports !== null)) {
+            served = true;
+            resolve(seats[0]!.ports!);
+          }
+          return;
+        case 'readiness':
+          state.readiness = message.readiness;
+          return;
+        case 'metrics':
+          for (const told of state.asked.splice(0)) told(message.values);
+          return;
+        case 'failed':
+          if (!served) fail(new Error(message.reason));
+      }
+    });
+    process.once('exit', (code, signal) => {
+      if (state.ports !== null) state.absentSinceMs = performance.now();
+      state.ports = null;
+      state.readiness = null;
+      if (stopping) return;
+      const how = signal === '' || signal === null ? `exit ${code}` : signal;
+      if (!served) return fail(new Error(`a worker process ended (${how}) before it served`));
+      log.error('a worker process ended and is started again', { kind: how });
+      setTimeout(() => {
+        if (!stopping) start(state, state.config, index);
+      }, state.pauseMs).unref();
+      state.pauseMs = Math.min(2 * state.pauseMs, maxRestartPauseMs);
+    });
+    return state;
+  };
+  const seats: Seat[] = [];
+  const serving = { ...config, roles: config.roles.filter((role) => role !== 'sequencer') };
+  let sequencer: Seat | null = null;
+  for (let index = 0; index < options.serving; index += 1) seats.push(start(null, serving, index));
+  if (config.roles.includes('sequencer')) seats.push((sequencer = start(null, { ...config, roles: ['sequencer'] }, 0)));
+  else goOn();
+
   // One that has not asked yet gets what is then the secret. What crosses on its way a secret that a worker has just made for itself is replaced as soon as
   // its word is heard: until then a ticket is good that no longer should be, and each request on it is checked for revocation all the same.
   const rotateTickets = (): void => {
     tickets = makeSecret();
-    for (const { process } of states.values()) tellWorker(process, { kind: 'tickets', tickets: tickets.toString('base64') });
+    for (const { process } of seats) tellWorker(process, { kind: 'tickets', tickets: tickets.toString('base64') });
   };
   setInterval(rotateTickets, ticketRotationMs).unref();
 
-  const start = (index: number): void => {
-    const process = cluster.fork(overwriteFreedMemory);
-    const state: { process: Process; ports: Ports | null; readiness: Readiness | null } = { process, ports: null, readiness: null };
-    states.set(index, state);
-    process.on('error', () => undefined);
-    process.on('message', (message: Message) => {
-      if (message.kind === 'ask') tellWorker(process, { kind: 'task', task: { home, config, access, index, tickets: tickets.toString('base64') } });
-      else if (message.kind === 'rotate_tickets') rotateTickets();
-      else if (message.kind === 'open') state.ports = message.ports;
-      else if (message.kind === 'readiness') state.readiness = message.readiness;
-      else if (message.kind === 'failed' && !served) reject(new Error(message.reason));
-      if (!served && states.size === config.workers && [...states.values()].every(({ ports }) => ports !== null)) {
-        served = true;
-        resolve(state.ports!);
-      }
-    });
-    process.once('exit', (code, signal) => {
-      state.ports = null;
-      state.readiness = null;
-      if (stopping) return;
-      if (!served) return reject(new Error(`a worker process ended (${signal === '' || signal === null ? code : signal}) before it served`));
-      log.error('a worker process ended and is started again', { kind: signal === '' || signal === null ? `exit ${code}` : signal });
-      setTimeout(() => {
-        if (!stopping) start(index);
-      }, restartPauseMs).unref();
-    });
+  const end = async ({ process }: Seat): Promise<void> => {
+    if (process.isDead()) return;
+    const exit = new Promise<void>((done) => process.once('exit', () => done()));
+    process.process.kill('SIGTERM');
+    // A worker has its own deadlines for calls in flight, the writers' included; one that outlives them hangs.
+    const hung = setTimeout(() => process.process.kill('SIGKILL'), 4 * milliseconds(config.listeners.drain_timeout) + 10_000);
+    await exit;
+    clearTimeout(hung);
   };
-  for (let index = 0; index < config.workers; index += 1) start(index);
-
+  const others = (): Seat[] => seats.filter((seat) => seat !== sequencer);
   return {
+    sequenced,
     ready,
     readiness() {
-      const all = [...states.values()];
-      const serving = all.filter(({ ports }) => ports !== null).length;
-      const parts: Record<string, { ok: boolean; detail: string }> = { workers: { ok: serving === config.workers, detail: `${serving} of ${config.workers} serve` } };
-      // The worst of each part stands for all.
-      for (const { readiness } of all) for (const [name, part] of Object.entries(readiness ?? {})) if (parts[name]?.ok !== false) parts[name] = part;
+      const parts: Record<string, { ok: boolean; detail: string }> = {};
+      if (options.serving > 0) {
+        const open = others().filter(({ ports }) => ports !== null).length;
+        parts['workers'] = { ok: open === options.serving, detail: `${open} of ${options.serving} serve` };
+      }
+      if (sequencer !== null && sequencer.ports === null) {
+        parts['sequencer'] = { ok: performance.now() - sequencer.absentSinceMs < sequencerPatienceMs, detail: `its process is away for ${Math.round((performance.now() - sequencer.absentSinceMs) / 1000)} s` };
+      }
+      for (const { readiness } of seats) if (readiness !== null) addParts(parts, readiness);
       return parts;
     },
-    metrics: collectMetrics,
+    metrics: () =>
+      Promise.all(
+        seats.filter(({ ports }) => ports !== null).map((seat) => {
+          const { promise, resolve: told, reject: missed } = Promise.withResolvers<MetricValues>();
+          const late = setTimeout(() => missed(new Error('a process does not tell its metrics')), metricsMs);
+          seat.asked.push((values) => {
+            clearTimeout(late);
+            told(values);
+          });
+          tellWorker(seat.process, { kind: 'metrics' });
+          return promise;
+        }),
+      ),
     signal(name) {
-      for (const { process } of states.values()) process.process.kill(name);
+      for (const { process } of others()) process.process.kill(name);
     },
     async stop() {
       stopping = true;
-      const ended = [...states.values()].map(async ({ process }) => {
-        if (process.isDead()) return;
-        const exit = new Promise<void>((done) => process.once('exit', () => done()));
-        process.process.kill('SIGTERM');
-        // A worker has its own deadlines for calls in flight, the writers' included; one that outlives them hangs.
-        const hung = setTimeout(() => process.process.kill('SIGKILL'), 4 * milliseconds(config.listeners.drain_timeout) + 10_000);
-        await exit;
-        clearTimeout(hung);
-      });
-      await Promise.all(ended);
+      await Promise.all(others().map(end));
+      if (sequencer !== null) await end(sequencer);
     },
   };
+}
+
+/** Adds the parts of another process: the worst of each stands for all. */
+export function addParts(parts: Record<string, { ok: boolean; detail: string }>, more: Readiness): void {
+  for (const [name, part] of Object.entries(more)) if (parts[name]?.ok !== false) parts[name] = part;
 }
 
 /** To one that has just ended it comes to nothing. */
@@ -142,12 +230,14 @@ export async function runWorkerProcess(): Promise<number> {
     process.stderr.write('cofre worker: is for cofre serve to start\n');
     return 2;
   }
+  /** A sequencer whose primary was killed ends at once: whoever starts the vault again reads what its predecessor noted, and a crash is a step of its work. */
+  let sequences = false;
   const stopped = new Promise<void>((done) => {
     process.once('SIGTERM', () => done());
     // From a terminal Ctrl-C may reach the whole group; the primary decides.
     process.on('SIGINT', () => undefined);
     // The primary is gone, however it went.
-    process.once('disconnect', () => done());
+    process.once('disconnect', () => (sequences ? process.exit(1) : done()));
   });
   // It went while this process spoke to it, as one does to open a listener, which will now never be: nothing has been served, and nobody is left to be told.
   cluster.worker?.once('error', () => process.exit(1));
@@ -156,9 +246,11 @@ export async function runWorkerProcess(): Promise<number> {
   };
   const { promise: given, resolve: take } = Promise.withResolvers<Task>();
   let secret: TicketSecret | null = null;
+  let metrics: Metrics | null = null;
   process.on('message', (message: Order) => {
     if (message.kind === 'task') take(message.task);
     else if (message.kind === 'tickets') secret?.take(Buffer.from(message.tickets, 'base64'));
+    else void metrics?.values().then((values) => tell({ kind: 'metrics', values }));
   });
   // What is said before somebody listens is lost, so it is asked for.
   tell({ kind: 'ask' });
@@ -168,15 +260,15 @@ export async function runWorkerProcess(): Promise<number> {
     return 0;
   }
   const { home, config, access, index } = task;
+  sequences = config.roles.length === 1 && config.roles[0] === 'sequencer';
   const tickets = new TicketSecret({ secret: Buffer.from(task.tickets, 'base64'), ask: () => tell({ kind: 'rotate_tickets' }) });
   secret = tickets;
   const log = createLog(config.log.level);
-  const metrics = createMetrics();
+  metrics = createMetrics();
   try {
     await using stack = new AsyncDisposableStack();
     hardenProcess({ swap: config.hardening.swap, dumpable: config.hardening.dumpable });
-    answerMetrics(metrics.registry);
-    const worker = await startWorker(stack, { home, config, access, log, metrics, index, tickets });
+    const worker = await (sequences ? startSequencer : startWorker)(stack, { home, config, access, log, metrics, index, tickets });
     tell({ kind: 'open', ports: await worker.open() });
     const telling = setInterval(() => tell({ kind: 'readiness', readiness: worker.readiness() }), readinessMs);
     stack.defer(() => clearInterval(telling));

@@ -12,7 +12,7 @@ import type { Execute } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { failureEntry } from '../transaction.ts';
-import type { DetokenizingOperation, TokenizingOperation } from '../transaction.ts';
+import type { DetokenizingOperation, EntryOperation, EntryOutcome, TokenizingOperation } from '../transaction.ts';
 import { connectionOf } from './database.ts';
 import type { DatabaseAccess } from './database.ts';
 
@@ -26,14 +26,15 @@ export interface WriterContext {
   readonly now: () => Date;
   /** Which of the processes of this home it is, from 0. */
   readonly index: number;
-  /** SHA-256 of the policies in force, for the start entry. */
-  readonly policies: string;
+  /** SHA-256 of the policies in force, for the start entry, where calls are decided. */
+  readonly policies?: string;
 }
 
 /** Items in one transaction: a batch call of the largest size, and another. */
 const maxWeight = 2000;
 /** Less than after which a query's session is given up. */
 const maxStatementMs = 10_000;
+const tryAgainMs = 1000;
 
 /**
  * Opens a writer called `name` that commits as `role`; it is closed, and its last batch noted, with the stack.
@@ -78,7 +79,7 @@ export async function openWriter<Operation extends TokenizingOperation | Detoken
       },
     },
     now,
-    startDetail: { name: place, policies, ...(predecessor === null ? {} : { predecessor: predecessor.writer, predecessor_closed: predecessor.closed ? 'yes' : 'no', predecessor_hash: predecessor.hash, predecessor_last: predecessor.number }) },
+    startDetail: { name: place, ...(policies === undefined ? {} : { policies }), ...(predecessor === null ? {} : { predecessor: predecessor.writer, predecessor_closed: predecessor.closed ? 'yes' : 'no', predecessor_hash: predecessor.hash, predecessor_last: predecessor.number }) },
     onHead: (head, closed) => file.note(head, closed),
   });
   stack.defer(async () => {
@@ -86,4 +87,12 @@ export async function openWriter<Operation extends TokenizingOperation | Detoken
     await file.flush().catch((error: unknown) => log.error('the last batch could not be noted', { role: name, error: describe(error) }));
   });
   return writer;
+}
+
+/** A log that was refused (disk full, …) is tried again without a caller: while readiness says so, none may come. The entry that succeeds says that it was. */
+export function tryAgain(stack: AsyncDisposableStack, writers: readonly GroupCommit<EntryOperation, EntryOutcome>[], now: () => Date): void {
+  const timer = setInterval(() => {
+    for (const writer of writers) if (writer.logRefused) void writer.commit({ kind: 'entry', entry: { action: 'log.resumed', at: now(), outcome: 'allowed' } }).catch(() => undefined);
+  }, tryAgainMs).unref();
+  stack.defer(() => clearInterval(timer));
 }
