@@ -7,6 +7,7 @@ import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { VaultError, renderProblem } from './errors.ts';
+import { LinkedList } from './linked-list.ts';
 
 /** Requests on one connection whose answers have not left yet. HTTP/1.1 clients that pipeline at all send a handful. */
 const maxPerConnection = 64;
@@ -42,13 +43,16 @@ interface Place {
   readonly whenGone: (() => void)[];
 }
 
+/** On the request itself: a WeakMap of what comes and goes all the time costs every collection of young objects a walk through it. */
+const placeOf = Symbol('place');
+type Admitted = IncomingMessage & { [placeOf]?: Place };
+
 export class Admission {
   readonly #limits: AdmissionLimits;
   readonly #callerOf: (socket: Socket) => string;
   readonly #report: (reason: Refusal) => void;
   /** Requests whose answers have not left yet, of every open connection. */
-  readonly #underWay = new Map<Socket, Set<IncomingMessage>>();
-  readonly #places = new WeakMap<IncomingMessage, Place>();
+  readonly #underWay = new Map<Socket, LinkedList<Admitted>>();
   readonly #shares = new Map<string, Share>();
   #bodyBytes = 0;
 
@@ -61,7 +65,7 @@ export class Admission {
 
   /** Takes charge of a connection: what is under way on it when it closes is gone. */
   connected(socket: Socket): void {
-    const requests = new Set<IncomingMessage>();
+    const requests = new LinkedList<Admitted>();
     this.#underWay.set(socket, requests);
     socket.once('close', () => {
       this.#underWay.delete(socket);
@@ -89,9 +93,9 @@ export class Admission {
     const caller = this.#callerOf(socket);
     const share = this.#shares.get(caller) ?? { requests: 0, bodyBytes: 0 };
     const alone = requests.size === 0;
-    requests.add(request);
+    const node = requests.append(request);
     response.once('close', () => {
-      requests.delete(request);
+      requests.remove(node);
       this.#gone(request);
     });
     if (share.requests >= this.#limits.maxRequestsPerCaller) {
@@ -100,7 +104,7 @@ export class Admission {
       refuse(response, !alone);
       return false;
     }
-    this.#places.set(request, { caller, share, bodyBytes: 0, free: false, dealtWith: false, gone: false, unreadSince: null, whenGone: [] });
+    (request as Admitted)[placeOf] = { caller, share, bodyBytes: 0, free: false, dealtWith: false, gone: false, unreadSince: null, whenGone: [] };
     share.requests += 1;
     this.#shares.set(caller, share);
     return true;
@@ -112,7 +116,7 @@ export class Admission {
    * What a body takes is given back with the request's place: until then its fields are in memory, whatever became of its bytes.
    */
   holdBody(request: IncomingMessage, bytes: number): boolean {
-    const place = this.#places.get(request);
+    const place = (request as Admitted)[placeOf];
     if (place === undefined || place.free) return false;
     const more = bytes - place.bodyBytes;
     const { maxBodyBytesPerCaller, maxBodyBytes } = this.#limits;
@@ -131,7 +135,7 @@ export class Admission {
 
   /** To be told when the answer to a request is made, or there will be none. May be told again. */
   dealtWith(request: IncomingMessage): void {
-    const place = this.#places.get(request);
+    const place = (request as Admitted)[placeOf];
     if (place === undefined || place.dealtWith) return;
     place.dealtWith = true;
     if (place.gone) this.#free(place);
@@ -139,7 +143,7 @@ export class Admission {
 
   /** Calls `then` once the answer to a request has left, or cannot any more: at once where that is so already. Node tells the answers that wait behind another of neither. */
   whenGone(request: IncomingMessage, then: () => void): void {
-    const place = this.#places.get(request);
+    const place = (request as Admitted)[placeOf];
     if (place === undefined || place.gone) then();
     else place.whenGone.push(then);
   }
@@ -157,8 +161,7 @@ export class Admission {
    */
   closeUnread(maxMs: number, nowMs: number): void {
     for (const [socket, requests] of this.#underWay) {
-      const [first] = requests;
-      const place = first === undefined ? undefined : this.#places.get(first);
+      const place = requests.first?.value[placeOf];
       if (place?.dealtWith !== true) continue;
       place.unreadSince ??= nowMs;
       if (nowMs - place.unreadSince < maxMs) continue;
@@ -168,7 +171,7 @@ export class Admission {
   }
 
   #gone(request: IncomingMessage): void {
-    const place = this.#places.get(request);
+    const place = (request as Admitted)[placeOf];
     if (place === undefined || place.gone) return;
     place.gone = true;
     for (const then of place.whenGone) then();

@@ -3,18 +3,25 @@
  * and not by all thousand. Pure.
  */
 
+import { LinkedList } from './linked-list.ts';
+import type { Node } from './linked-list.ts';
+
 interface Weighted {
   readonly weight: number;
 }
 
 interface Share<Item> {
-  readonly items: Item[];
+  readonly items: LinkedList<Item>;
   weight: number;
+  /** Its place among those that have items; null while it has none. */
+  turn: Node<Share<Item>> | null;
 }
 
 export class FairQueue<Item extends Weighted> {
-  /** In the order of their turns. A share without items is not kept. */
+  /** One for each name that ever waited: these are few, and the same. */
   readonly #shares = new Map<string, Share<Item>>();
+  /** Those that have items, in the order of their turns. */
+  readonly #turns = new LinkedList<Share<Item>>();
   #length = 0;
   #weight = 0;
 
@@ -28,12 +35,11 @@ export class FairQueue<Item extends Weighted> {
   }
 
   push(name: string, item: Item): void {
-    const share = this.#shares.get(name);
-    if (share === undefined) this.#shares.set(name, { items: [item], weight: item.weight });
-    else {
-      share.items.push(item);
-      share.weight += item.weight;
-    }
+    let share = this.#shares.get(name);
+    if (share === undefined) this.#shares.set(name, (share = { items: new LinkedList(), weight: 0, turn: null }));
+    share.items.append(item);
+    share.turn ??= this.#turns.append(share);
+    share.weight += item.weight;
     this.#length += 1;
     this.#weight += item.weight;
   }
@@ -45,18 +51,21 @@ export class FairQueue<Item extends Weighted> {
   take(maxCount: number, maxWeight: number): Item[] {
     const taken: Item[] = [];
     let weight = 0;
-    for (const [name, share] of this.#shares) {
-      const head = share.items[0]!;
-      if (taken.length >= maxCount) break;
+    for (let turn = this.#turns.first; turn !== null && taken.length < maxCount; ) {
+      const share = turn.value;
+      const head = share.items.first!;
+      const next: Node<Share<Item>> | null = turn.next;
       // Neither does what is behind it: it would overtake.
-      if (taken.length > 0 && weight + head.weight > maxWeight) continue;
-      share.items.shift();
-      // Behind the others, where this loop comes by again: a Map is gone through in the order of insertion, what is added meanwhile included.
-      this.#shares.delete(name);
-      if (share.items.length > 0) this.#shares.set(name, share);
-      this.#forget(share, [head]);
-      taken.push(head);
-      weight += head.weight;
+      if (taken.length > 0 && weight + head.value.weight > maxWeight) {
+        turn = next;
+        continue;
+      }
+      // Behind the others, where this loop comes by again; of the last one, at once.
+      this.#turns.moveToEnd(turn);
+      this.#takeOut(share, head);
+      taken.push(head.value);
+      weight += head.value.weight;
+      turn = next ?? share.turn;
     }
     return taken;
   }
@@ -66,19 +75,18 @@ export class FairQueue<Item extends Weighted> {
    * that one would. So one share may have all the room while nobody else needs it, and no more than the others once they do.
    */
   makeRoom(name: string, weight: number): Item | null {
-    let heaviest: string | null = null;
-    let most = (this.#shares.get(name)?.weight ?? 0) + weight;
-    for (const [other, share] of this.#shares) {
-      if (other === name || share.weight <= most) continue;
-      heaviest = other;
+    const own = this.#shares.get(name);
+    let heaviest: Share<Item> | null = null;
+    let most = (own?.weight ?? 0) + weight;
+    for (const share of this.#turns) {
+      if (share === own || share.weight <= most) continue;
+      heaviest = share;
       most = share.weight;
     }
     if (heaviest === null) return null;
-    const share = this.#shares.get(heaviest)!;
-    const last = share.items.pop()!;
-    if (share.items.length === 0) this.#shares.delete(heaviest);
-    this.#forget(share, [last]);
-    return last;
+    const last = heaviest.items.last!;
+    this.#takeOut(heaviest, last);
+    return last.value;
   }
 
   takeAll(): Item[] {
@@ -88,23 +96,25 @@ export class FairQueue<Item extends Weighted> {
   /** Takes from the head of each share as long as `condition` holds. */
   takeHeads(condition: (head: Item) => boolean): Item[] {
     const taken: Item[] = [];
-    for (const [name, share] of this.#shares) {
-      const { items } = share;
-      let count = 0;
-      while (count < items.length && condition(items[count]!)) count += 1;
-      const heads = items.splice(0, count);
-      if (items.length === 0) this.#shares.delete(name);
-      this.#forget(share, heads);
-      taken.push(...heads);
+    for (let turn = this.#turns.first; turn !== null; ) {
+      const share = turn.value;
+      turn = turn.next;
+      for (let head = share.items.first; head !== null && condition(head.value); head = share.items.first) {
+        this.#takeOut(share, head);
+        taken.push(head.value);
+      }
     }
     return taken;
   }
 
-  #forget(share: Share<Item>, taken: readonly Item[]): void {
-    this.#length -= taken.length;
-    for (const item of taken) {
-      this.#weight -= item.weight;
-      share.weight -= item.weight;
-    }
+  #takeOut(share: Share<Item>, node: Node<Item>): void {
+    const { weight } = node.value;
+    share.items.remove(node);
+    share.weight -= weight;
+    this.#length -= 1;
+    this.#weight -= weight;
+    if (share.items.size > 0 || share.turn === null) return;
+    this.#turns.remove(share.turn);
+    share.turn = null;
   }
 }

@@ -175,15 +175,18 @@ export function createServer(options: ServerOptions): FastifyInstance {
   app.decorateRequest('taken', null);
   app.decorateRequest('outcomeCode', null);
   app.decorateRequest('closing', false);
-  app.decorateRequest('dealtWith', null as unknown as () => void);
-  app.decorateRequest('whenGone', null as unknown as (then: () => void) => void);
+  // On the prototype, and not closures of each request: with those the garbage of one request kept the next ones' alive until the whole heap was collected, 3 KB of each.
+  app.decorateRequest('dealtWith', function (this: FastifyRequest) {
+    admission.dealtWith(this.raw);
+  });
+  app.decorateRequest('whenGone', function (this: FastifyRequest, then: () => void) {
+    admission.whenGone(this.raw, then);
+  });
 
   /** Step 1. Also refuses what may not stand in a URL or a header, or a body where none belongs. */
   async function identify(request: FastifyRequest, reply: FastifyReply): Promise<void> {
     reply.header('cache-control', 'no-store').header('x-request-id', request.id);
-    request.dealtWith = () => admission.dealtWith(request.raw);
     if (hasBody(request)) admission.whenGone(request.raw, options.bodyPassed);
-    request.whenGone = (then) => admission.whenGone(request.raw, then);
     const facts = factsOf(request);
     const socket = request.raw.socket as TLSSocket;
     const at = now();
