@@ -55,7 +55,7 @@ t.test('start runs the vault under Node 24 with its hardening flags, its argumen
   await until(() => tell().length > 0);
   const [pid, node, flags, args, home] = tell()[0]!.split('|');
   t.match(node, /^v2[4-9]$/);
-  t.equal(flags, '--disable-sigusr1 --max-semi-space-size=16 --max-old-space-size=320');
+  t.equal(flags, '--disable-sigusr1 --max-semi-space-size=8 --heap-growing-percent=100');
   t.equal(args, 'serve --profile x');
   t.equal(home, join(root, '.cofre'));
   t.equal(statSync(join(root, '.cofre')).mode & 0o777, 0o711);
@@ -185,7 +185,7 @@ t.test('the launcher runs the command with its arguments and exit code, from any
   const { root } = clone(t, "console.log(process.argv.slice(2).join(' '), process.execArgv.join(' ')); process.exit(3)");
   chmodSync(join(root, 'docker/cofre.js'), 0o755);
   const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'audit', 'verify', '--json'], { cwd: '/', encoding: 'utf8' });
-  t.match(run, { status: 3, stdout: 'audit verify --json --disable-sigusr1 --max-semi-space-size=16 --max-old-space-size=320\n' });
+  t.match(run, { status: 3, stdout: 'audit verify --json --disable-sigusr1 --max-semi-space-size=8 --heap-growing-percent=100\n' });
 });
 
 t.test('the launcher of a clone that is not set up says how to set it up', async (t) => {
