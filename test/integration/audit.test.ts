@@ -74,6 +74,7 @@ await t.test('what callers did is exported, verified, found and proven', { timeo
   t.match(await audit(appliance, 'prove', String(index), '--from', copy), { code: 0 });
 
   // Reading is told of: searches one by one with what they asked for, tiles and checkpoints when their minute or the vault ends.
+  await signed(appliance);
   const searches = found((await audit(appliance, 'search', '--action', 'log_search', '--json')).out);
   t.ok(searches.some(({ entry }) => JSON.stringify(entry['tokens']) === JSON.stringify({ searched: [tokens[0]] })));
   await appliance.restart();
