@@ -22,6 +22,7 @@ Each is measured anew for every combination of:
 
   --checkpoints N     PostgreSQL begins a checkpoint every N seconds, 30 at least, and spreads it over nine tenths of them; otherwise every 15 minutes.
                       Long enough rounds then hold some: the table tells how many were completed in the counted time
+  --shared-buffers S  memory that PostgreSQL keeps pages in (256MB, as the vault's own has it): a server for many millions of cards is given a quarter of its machine's
 
 Instead of measuring:
   --soak [MINUTES]    a steady load of all kinds of calls (60); samples of memory, heap, event loop, database and throughput go to a file of JSON lines, and
@@ -64,6 +65,8 @@ export interface Options {
   readonly bareProcesses: number | null;
   /** Seconds between two checkpoints; null: as the vault's own PostgreSQL has it. */
   readonly checkpointSeconds: number | null;
+  /** PostgreSQL's shared_buffers, in its notation; null: as the vault's own PostgreSQL has it. */
+  readonly sharedBuffers: string | null;
   readonly soak: { readonly minutes: number; readonly load: number; readonly samplesFile: string } | null;
   readonly draw: readonly string[];
   readonly json: string | undefined;
@@ -83,7 +86,7 @@ export function readOptions(args: readonly string[]): Options | null {
     args: withSoakMinutes(args),
     options: {
       seconds: text, rounds: text, warmup: text, known: text, connections: text, only: text, target: text, quick: flag, 'bare-pool': text, 'bare-processes': text, workers: text, custody: text,
-      existing: text, checkpoints: text, soak: text, load: text, samples: text, draw: text, json: text, svg: text, keep: flag, help: { ...flag, short: 'h' },
+      existing: text, checkpoints: text, 'shared-buffers': text, soak: text, load: text, samples: text, draw: text, json: text, svg: text, keep: flag, help: { ...flag, short: 'h' },
     },
   });
   if (values.help) return null;
@@ -111,6 +114,8 @@ export function readOptions(args: readonly string[]): Options | null {
   if (soak !== null && configurations.length > 1) throw new UsageError('--soak takes one --workers, --custody and --existing');
   if (soak === null && (values.load !== undefined || values.samples !== undefined)) throw new UsageError('--load and --samples are of --soak');
   if (values.draw !== undefined && values.svg === undefined) throw new UsageError('--draw needs --svg');
+  const sharedBuffers = values['shared-buffers'];
+  if (sharedBuffers !== undefined && !/^[1-9][0-9]{0,5}(MB|GB)$/u.test(sharedBuffers)) throw new UsageError('--shared-buffers is a number of MB or GB, as 4GB');
   return {
     seconds: number('seconds', values.seconds, values.quick ? 2 : 5, 0.1),
     rounds: count('rounds', values.rounds, values.quick ? 2 : 5, 1),
@@ -123,6 +128,7 @@ export function readOptions(args: readonly string[]): Options | null {
     barePool: count('bare-pool', values['bare-pool'], 16, 1),
     bareProcesses: values['bare-processes'] === undefined ? null : count('bare-processes', values['bare-processes'], 1, 1),
     checkpointSeconds: values.checkpoints === undefined ? null : count('checkpoints', values.checkpoints, 0, 30),
+    sharedBuffers: sharedBuffers ?? null,
     soak,
     draw: values.draw?.split(',') ?? [],
     json: values.json,

@@ -29,7 +29,10 @@ export async function startTarget(name: 'real' | 'bare', folder: string, options
   const home = join(folder, name);
   const postgres: PostgresOptions = {
     stack,
-    ...(options.checkpointSeconds === null ? {} : { settings: { checkpoint_timeout: `${options.checkpointSeconds}s` } }),
+    settings: {
+      ...(options.checkpointSeconds === null ? {} : { checkpoint_timeout: `${options.checkpointSeconds}s` }),
+      ...(options.sharedBuffers === null ? {} : { shared_buffers: options.sharedBuffers }),
+    },
     ...(existing === 0 ? {} : { prepare: (databaseUrl) => fillExistingCards(databaseUrl, name === 'real' ? 'cards' : 'bare_cards', existing, (line) => progress(`${name}: ${line}`)) }),
   };
   const target =
