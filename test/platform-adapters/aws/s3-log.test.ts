@@ -59,3 +59,32 @@ t.test('what a bucket refuses is one line that names the object, and an address 
   await t.rejects(files.read('checkpoint', 100), { message: 's3://logs/a/checkpoint: cannot be read (NoSuchBucket, 404)' }, 'a bucket that is not there is no empty one');
   for (const address of ['s3://', 's3://A', 's3:///x', 's3://logs?x', 'logs']) t.throws(() => s3Files(address, process.env), { message: 'the address of a bucket is to look like s3://bucket/prefix' }, address);
 });
+
+t.test('a bucket that falls silent, before its answer or in it, is given up on, and one that never ends is not read on', async (t) => {
+  const server = await serveS3(t);
+  process.env['AWS_ENDPOINT_URL_S3'] = server.url;
+  const files = s3Files('s3://logs', process.env, 300);
+  t.teardown(() => files.close());
+  let hungUp = 0;
+  server.instead = (_, response) => {
+    response.once('close', () => (hungUp += 1));
+    return true;
+  };
+  await t.rejects(files.read('checkpoint', 100), { message: 's3://logs/checkpoint: cannot be read (no answer in time)' });
+  await t.rejects(files.create('tile/0/000', Buffer.alloc(32)), { message: 's3://logs/tile/0/000: cannot be written (no answer in time)' });
+  server.instead = (_, response) => {
+    response.once('close', () => (hungUp += 1));
+    response.writeHead(200, { 'content-length': '50' }).write('half');
+    return true;
+  };
+  await t.rejects(files.read('checkpoint', 100), { message: /^s3:\/\/logs\/checkpoint: cannot be read \(/u });
+  server.instead = (_, response) => {
+    response.once('close', () => (hungUp += 1));
+    response.writeHead(200);
+    for (let part = 0; part < 3; part += 1) response.write(Buffer.alloc(60));
+    return true;
+  };
+  await t.rejects(files.read('checkpoint', 100), { message: 's3://logs/checkpoint: is larger than it can be' });
+  while (hungUp < 4) await new Promise((done) => setTimeout(done, 10));
+  t.equal(hungUp, 4, 'no connection is kept for what nobody waits for');
+});
