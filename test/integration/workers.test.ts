@@ -1,4 +1,5 @@
-/** Several worker processes behind one set of listeners: they serve together, and what happens when one of them, or the primary, dies. */
+/** Several worker processes behind one set of listeners: they serve together, and what happens when one of them, or the primary, dies, hangs or is signalled. */
+import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { startAppliance, until } from '../support/appliance.ts';
@@ -140,6 +141,34 @@ await t.test('the sequencer is a process of its own: killed, it is started again
   const before = await signed();
   t.equal((await appliance.client('checkout').post('/v1/tokenize', { pan: cardText(nextCard++) })).status, 201);
   await until(async () => (await signed()) > before, 'a checkpoint of the successor');
+});
+
+const endings = (): unknown[] => appliance.messages().filter((message) => message['msg'] === 'a worker process ended and is started again').map((message) => message['kind']);
+
+await t.test('readiness tells of processes that hang', { timeout: 60_000 }, async (t) => {
+  const hung = [workersNow()[0]!, sequencerNow()];
+  for (const pid of hung) process.kill(pid, 'SIGSTOP');
+  try {
+    await until(async () => !(await readiness())['workers']!.ok && !(await readiness())['sequencer']!.ok, 'the word that they hang');
+    t.match(await readiness(), { ok: false, workers: { ok: false, detail: '1 of 2 serve' }, sequencer: { ok: false, detail: /^its process says nothing for \d+ s$/u } });
+  } finally {
+    for (const pid of hung) process.kill(pid, 'SIGCONT');
+  }
+  await until(async () => (await readiness())['sequencer']!.detail === 'sequencing' && (await readiness())['ok'] as unknown as boolean, 'their return');
+});
+
+await t.test('one that cannot be started for want of descriptors is started once there are some', async () => {
+  const limit = (soft: string): unknown => execFileSync('prlimit', ['--pid', String(appliance.pid), `--nofile=${soft}:`]);
+  const before = /^Max open files\s+(\d+)/mu.exec(readFileSync(`/proc/${appliance.pid}/limits`, 'utf8'))![1]!;
+  const victim = sequencerNow();
+  limit('8');
+  try {
+    process.kill(victim, 'SIGKILL');
+    await until(() => endings().at(-1) === 'EMFILE', 'the word of it');
+  } finally {
+    limit(before);
+  }
+  await until(async () => sequencerNow() !== 0 && (await readiness())['sequencer']?.detail === 'sequencing', 'the sequencer');
 });
 
 await t.test('SIGTERM ends all of them in order', async (t) => {

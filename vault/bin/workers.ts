@@ -48,8 +48,8 @@ type Message =
 const restartPauseMs = 500;
 const maxRestartPauseMs = 8000;
 const readinessMs = 500;
-/** How long the sequencer's process may be away before readiness says so: calls go on meanwhile, up to `log.max_unsigned`. */
-const sequencerPatienceMs = 10_000;
+/** How long a process may say nothing before it no longer counts as one that serves: it hangs. And how long the sequencer's may be away before readiness says so: calls go on meanwhile, up to `log.max_unsigned`. */
+const patienceMs = 10_000;
 /** For the metrics of a process. */
 const metricsMs = 4000;
 
@@ -60,8 +60,8 @@ interface Seat {
   process: Process;
   ports: Ports | null;
   readiness: Readiness | null;
-  /** Since when it has been without a process that serves. */
-  absentSinceMs: number;
+  /** When a process of it last said that it serves; before the first one did, when that was started. */
+  heardMs: number;
   pauseMs: number;
   /** Who waits for its metrics. */
   asked: ((values: MetricValues) => void)[];
@@ -103,10 +103,12 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
     // Its arguments show in a list of processes what it is for.
     cluster.setupPrimary({ exec: fileURLToPath(new URL('cofre.ts', import.meta.url)), args: seatConfig.roles.includes('sequencer') ? ['worker', 'sequencer'] : ['worker'] });
     const process = cluster.fork(overwriteFreedMemory);
-    const state: Seat = seat ?? { config: seatConfig, index, process, ports: null, readiness: null, absentSinceMs: performance.now(), pauseMs: restartPauseMs, asked: [] };
+    const state: Seat = seat ?? { config: seatConfig, index, process, ports: null, readiness: null, heardMs: performance.now(), pauseMs: restartPauseMs, asked: [] };
     state.process = process;
-    process.on('error', () => undefined);
+    let over = false;
     process.on('message', (message: Message) => {
+      // What it said last may be heard after its end.
+      if (over && message.kind !== 'failed') return;
       switch (message.kind) {
         case 'ask': {
           const give = (): void => tellWorker(process, { kind: 'task', task: { home, config: state.config, access, index, tickets: tickets.toString('base64') } });
@@ -118,6 +120,7 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
           return rotateTickets();
         case 'open':
           state.ports = message.ports;
+          state.heardMs = performance.now();
           state.pauseMs = restartPauseMs;
           if (state === sequencer) goOn();
           if (!served && seats.every(({ ports }) => ports !== null)) {
@@ -127,6 +130,7 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
           return;
         case 'readiness':
           state.readiness = message.readiness;
+          state.heardMs = performance.now();
           return;
         case 'metrics':
           for (const told of state.asked.splice(0)) told(message.values);
@@ -135,18 +139,22 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
           if (!served) fail(new Error(message.reason));
       }
     });
-    process.once('exit', (code, signal) => {
-      if (state.ports !== null) state.absentSinceMs = performance.now();
+    const ended = (how: string): void => {
+      over = true;
       state.ports = null;
       state.readiness = null;
       if (stopping) return;
-      const how = signal === '' || signal === null ? `exit ${code}` : signal;
       if (!served) return fail(new Error(`a worker process ended (${how}) before it served`));
       log.error('a worker process ended and is started again', { kind: how });
       setTimeout(() => {
         if (!stopping) start(state, state.config, index);
       }, state.pauseMs).unref();
       state.pauseMs = Math.min(2 * state.pauseMs, maxRestartPauseMs);
+    };
+    process.once('exit', (code, signal) => ended(signal === '' || signal === null ? `exit ${code}` : signal));
+    process.on('error', (error: NodeJS.ErrnoException) => {
+      // There was no descriptor, process or memory left for one: what never began does not exit.
+      if (process.process.pid === undefined) ended(error.code ?? error.name);
     });
     return state;
   };
@@ -175,30 +183,38 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
     clearTimeout(hung);
   };
   const others = (): Seat[] => seats.filter((seat) => seat !== sequencer);
+  const silentMs = ({ heardMs }: Seat): number => performance.now() - heardMs;
+  const serves = (seat: Seat): boolean => seat.ports !== null && silentMs(seat) < patienceMs;
   return {
     sequenced,
     ready,
     readiness() {
       const parts: Record<string, { ok: boolean; detail: string }> = {};
       if (options.serving > 0) {
-        const open = others().filter(({ ports }) => ports !== null).length;
+        const open = others().filter(serves).length;
         parts['workers'] = { ok: open === options.serving, detail: `${open} of ${options.serving} serve` };
       }
-      if (sequencer !== null && sequencer.ports === null) {
-        parts['sequencer'] = { ok: performance.now() - sequencer.absentSinceMs < sequencerPatienceMs, detail: `its process is away for ${Math.round((performance.now() - sequencer.absentSinceMs) / 1000)} s` };
+      if (sequencer !== null && !serves(sequencer)) {
+        const ms = silentMs(sequencer);
+        parts['sequencer'] = { ok: ms < patienceMs, detail: `its process ${sequencer.ports === null ? 'is away' : 'says nothing'} for ${Math.round(ms / 1000)} s` };
       }
-      for (const { readiness } of seats) if (readiness !== null) addParts(parts, readiness);
+      // What one said last that hangs is not how it is now.
+      for (const seat of seats) if (seat.readiness !== null && serves(seat)) addParts(parts, seat.readiness);
       return parts;
     },
     metrics: () =>
       Promise.all(
         seats.filter(({ ports }) => ports !== null).map((seat) => {
           const { promise, resolve: told, reject: missed } = Promise.withResolvers<MetricValues>();
-          const late = setTimeout(() => missed(new Error('a process does not tell its metrics')), metricsMs);
-          seat.asked.push((values) => {
+          const answered = (values: MetricValues): void => {
             clearTimeout(late);
             told(values);
-          });
+          };
+          const late = setTimeout(() => {
+            seat.asked = seat.asked.filter((one) => one !== answered);
+            missed(new Error('a process does not tell its metrics'));
+          }, metricsMs);
+          seat.asked.push(answered);
           tellWorker(seat.process, { kind: 'metrics' });
           return promise;
         }),
