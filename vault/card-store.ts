@@ -1,8 +1,15 @@
 /**
  * SQL of the cards table, one function a statement. Every function takes the transaction first.
  *
- * The writers' sessions run with `enable_seqscan`, `enable_hashjoin` and `enable_mergejoin` off (vault/writer-session.ts): a plan
- * made while a table was small would otherwise scan it for ever.
+ * A writer's statements are planned once, mostly while the tables are empty, and the plan must be right when they are not
+ * (docs/decisions/0050). The planner's own judgement is no help there: every index that begins with the tenant looks the same to it,
+ * and so does every order of a join. So nothing is left to it but the one good plan:
+ *
+ * - The sessions have every other kind of scan and join off (vault/writer-session.ts).
+ * - By token, the primary key is the only index that can serve. By fingerprint, or by the card of a token, `tenant_id + 0` keeps the
+ *   primary key out. What else is said of a fingerprint must not imply that there is one, or its index could serve as well.
+ * - `= ANY (ARRAY[x])` is `= x` to the index, but gives the planner no order to merge by, for which it would go through all of an index
+ *   and then through what is asked for, for each row. Where that is not enough, LATERAL with OFFSET 0 says which side comes first.
  */
 import type { ClientBase } from 'pg';
 import { byteaArray, int2Array, int4Array, textArray, timestampArray } from './binary-arrays.ts';
@@ -87,7 +94,7 @@ export async function insertCards(tx: ClientBase, cards: readonly NewCard[], mad
            FROM unnest($1::int[], $2::text[], $3::bytea[], $4::smallint[], $5::bytea[], $6::bytea[], $7::bytea[], $8::int[], $9::text[],
                        $10::text[], $11::text[], $12::smallint[], $13::bytea[], $17::text[], $18::smallint[], $19::timestamptz[])
              AS c(tenant_id, token, fingerprint, fingerprint_version, card_id, sealed_pan, sealed_name, expiry, brand, bin, last4, pan_length, token_mac, metadata, format, token_expires_at)
-           ON CONFLICT (tenant_id, fingerprint) DO NOTHING`,
+           ON CONFLICT (fingerprint, tenant_id) WHERE fingerprint IS NOT NULL DO NOTHING`,
     values: [
       int4Array(cards.map((card) => card.tenantId)),
       textArray(cards.map((card) => card.token)),
@@ -129,9 +136,9 @@ export async function readTokens(tx: ClientBase, query: { readonly name: string;
 export async function findByFingerprint(tx: ClientBase, tenantIds: readonly number[], fingerprints: readonly Buffer[]): Promise<TokenRow[]> {
   const { rows } = await tx.query<RawRow>({
     name: 'find-by-fingerprint',
-    text: `SELECT ${cardColumns}
-           FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, fingerprint)
-           JOIN cards c ON c.tenant_id = q.tenant_id AND c.fingerprint = q.fingerprint`,
+    text: `SELECT f.*
+           FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, fingerprint),
+                LATERAL (SELECT ${cardColumns} FROM cards c WHERE c.fingerprint = q.fingerprint AND c.tenant_id + 0 = q.tenant_id OFFSET 0) f`,
     values: [int4Array(tenantIds), byteaArray(fingerprints)],
   });
   return rows.map(readRow);
@@ -143,12 +150,12 @@ export async function findTokens(tx: ClientBase, tenantIds: readonly number[], t
     name: 'find-tokens',
     text: `SELECT ${cardColumns}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[q.tenant_id]) AND c.token = q.token
            UNION ALL
            SELECT ${furtherTokenColumns}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.token = q.token
-           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+           JOIN tokens t ON t.tenant_id = ANY (ARRAY[q.tenant_id]) AND t.token = q.token
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[t.tenant_id]) AND c.token = ANY (ARRAY[t.card_token])`,
     values: [int4Array(tenantIds), textArray(tokens)],
   });
   return rows.map(readRow);
@@ -159,9 +166,9 @@ export async function findReusable(tx: ClientBase, cards: readonly { readonly te
   const { rows } = await tx.query<RawRow>({
     name: 'find-reusable',
     text: `SELECT ${furtherTokenColumns}
-           FROM unnest($1::int[], $2::text[], $3::smallint[]) AS q(tenant_id, card_token, format)
-           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.card_token = q.card_token AND t.format = q.format AND t.reusable
-           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+           FROM unnest($1::int[], $2::text[], $3::smallint[]) AS q(tenant_id, card_token, format),
+                LATERAL (SELECT * FROM tokens t WHERE t.card_token = q.card_token AND t.format = q.format AND t.reusable AND t.tenant_id + 0 = q.tenant_id OFFSET 0) t
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[t.tenant_id]) AND c.token = ANY (ARRAY[t.card_token])`,
     values: [int4Array(cards.map((card) => card.tenantId)), textArray(cards.map((card) => card.cardToken)), int2Array(cards.map((card) => formatCode[card.format]))],
   });
   return rows.map(readRow);
@@ -171,9 +178,9 @@ export async function findReusable(tx: ClientBase, cards: readonly { readonly te
 export async function countStanding(tx: ClientBase, tenantIds: readonly number[], cardTokens: readonly string[]): Promise<number> {
   const { rows } = await tx.query<{ standing: number }>({
     name: 'count-standing',
-    text: `SELECT count(*)::int AS standing
+    text: `SELECT count(*) FILTER (WHERE c.fingerprint IS NOT NULL)::int AS standing
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token AND c.fingerprint IS NOT NULL`,
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[q.tenant_id]) AND c.token = q.token`,
     values: [int4Array(tenantIds), textArray(cardTokens)],
   });
   return rows[0]!.standing;
@@ -185,12 +192,12 @@ export async function findSealed(tx: ClientBase, tenantIds: readonly number[], t
     name: 'find-sealed',
     text: `SELECT ${cardColumns}, c.sealed_pan, c.sealed_name
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[q.tenant_id]) AND c.token = q.token
            UNION ALL
            SELECT ${furtherTokenColumns}, c.sealed_pan, c.sealed_name
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.token = q.token
-           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+           JOIN tokens t ON t.tenant_id = ANY (ARRAY[q.tenant_id]) AND t.token = q.token
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[t.tenant_id]) AND c.token = ANY (ARRAY[t.card_token])`,
     values: [int4Array(tenantIds), textArray(tokens)],
   });
   return rows.map((row) => ({ ...readRow(row), sealedPan: row.sealed_pan, sealedName: row.sealed_name }));
@@ -218,7 +225,7 @@ export async function updateCards(tx: ClientBase, updates: readonly CardUpdate[]
     name: 'update-cards',
     text: `UPDATE cards SET expiry = COALESCE(u.expiry, cards.expiry)
            FROM unnest($1::int[], $2::text[], $3::int[]) AS u(tenant_id, token, expiry)
-           WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token AND cards.fingerprint IS NOT NULL`,
+           WHERE cards.tenant_id = ANY (ARRAY[u.tenant_id]) AND cards.token = u.token AND COALESCE(cards.fingerprint, '') <> ''`,
     values: [int4Array(sorted.map((update) => update.tenantId)), textArray(sorted.map((update) => update.cardToken)), int4Array(sorted.map((update) => update.expiry))],
   });
   const named = sorted.filter((update) => update.sealedName !== null);
@@ -228,7 +235,7 @@ export async function updateCards(tx: ClientBase, updates: readonly CardUpdate[]
     // Apart, because the tokenizing role may write the sealed name but not read it: its absence cannot be expressed by COALESCE.
     text: `UPDATE cards SET sealed_name = u.sealed_name
            FROM unnest($1::int[], $2::text[], $3::bytea[]) AS u(tenant_id, token, sealed_name)
-           WHERE cards.tenant_id = u.tenant_id AND cards.token = u.token`,
+           WHERE cards.tenant_id = ANY (ARRAY[u.tenant_id]) AND cards.token = u.token`,
     values: [int4Array(named.map((update) => update.tenantId)), textArray(named.map((update) => update.cardToken)), byteaArray(named.map((update) => update.sealedName))],
   });
   return rowCount ?? 0;

@@ -1,4 +1,4 @@
-/** SQL of the life of tokens and the end of cards, one function a statement. */
+/** SQL of the life of tokens and the end of cards, one function a statement. Why it is worded as it is: vault/card-store.ts. */
 import type { ClientBase } from 'pg';
 import { byteaArray, int2Array, int4Array, textArray } from './binary-arrays.ts';
 import { readTokens, tokenColumns } from './card-store.ts';
@@ -15,9 +15,10 @@ export interface CardKey {
 export async function lockCards(tx: ClientBase, cards: readonly CardKey[]): Promise<void> {
   await tx.query({
     name: 'lock-cards',
-    text: `SELECT c.tenant_id FROM cards c
-           WHERE (c.tenant_id, c.token) IN (SELECT q.tenant_id, q.token FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token))
-           ORDER BY c.tenant_id, c.token FOR UPDATE`,
+    text: `SELECT c.tenant_id
+           FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[q.tenant_id]) AND c.token = q.token
+           ORDER BY q.tenant_id, q.token COLLATE "C" FOR UPDATE OF c`,
     values: keysOf(cards),
   });
 }
@@ -34,16 +35,16 @@ export interface Others {
 
 /**
  * What these cards have beside their first tokens and `without`; `at` null takes a token that is not marked as dead for alive whatever its end. Of a card with more than `maxUnmarked` that are not marked no
- * other is read: its index tells.
+ * other is read: its index tells. OFFSET 0 keeps EXISTS from being answered out of a table of all tokens.
  */
 export async function findOthers(tx: ClientBase, cards: readonly CardKey[], without: readonly string[], at: Date | null, maxUnmarked: number): Promise<Others[]> {
   const { rows } = await tx.query<{ tenant_id: number; token: string; some: boolean; alive: boolean }>({
     name: 'find-others',
     text: `SELECT q.tenant_id, q.token,
-                  EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])) AS some,
-                  CASE WHEN (SELECT count(*) FROM (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.status < 2 LIMIT $5::int + 1 + cardinality($3::text[])) AS u) > $5::int + cardinality($3::text[]) THEN true
-                       ELSE EXISTS (SELECT FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.token <> ALL ($3::text[])
-                             AND t.status < 2 AND (t.token_expires_at IS NULL OR $4::timestamptz IS NULL OR t.token_expires_at > $4::timestamptz)) END AS alive
+                  EXISTS (SELECT FROM tokens t WHERE t.card_token = q.token AND t.tenant_id + 0 = q.tenant_id AND t.token <> ALL ($3::text[]) OFFSET 0) AS some,
+                  CASE WHEN (SELECT count(*) FROM (SELECT FROM tokens t WHERE t.card_token = q.token AND t.tenant_id + 0 = q.tenant_id AND t.status < 2 LIMIT $5::int + 1 + cardinality($3::text[])) AS u) > $5::int + cardinality($3::text[]) THEN true
+                       ELSE EXISTS (SELECT FROM tokens t WHERE t.card_token = q.token AND t.tenant_id + 0 = q.tenant_id AND t.token <> ALL ($3::text[])
+                             AND t.status < 2 AND (t.token_expires_at IS NULL OR $4::timestamptz IS NULL OR t.token_expires_at > $4::timestamptz) OFFSET 0) END AS alive
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)`,
     values: [...keysOf(cards), textArray(without), at, maxUnmarked],
   });
@@ -59,8 +60,8 @@ export async function eachFurtherToken(tx: ClientBase, cards: readonly CardKey[]
     text: `DECLARE further_tokens NO SCROLL CURSOR FOR
            SELECT ${tokenColumns.further}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN tokens t ON t.tenant_id = q.tenant_id AND t.card_token = q.token
-           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+           JOIN tokens t ON t.card_token = ANY (ARRAY[q.token]) AND t.tenant_id + 0 = q.tenant_id
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[t.tenant_id]) AND c.token = ANY (ARRAY[t.card_token])`,
     values: keysOf(cards),
   });
   for (let read = tokensAtOnce; read === tokensAtOnce; ) {
@@ -77,12 +78,12 @@ export async function findVouching(tx: ClientBase, cards: readonly CardKey[]): P
     name: 'find-vouching',
     text: `SELECT ${tokenColumns.first}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN cards c ON c.tenant_id = q.tenant_id AND c.token = q.token
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[q.tenant_id]) AND c.token = q.token
            UNION ALL
            SELECT ${tokenColumns.further}
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           JOIN LATERAL (SELECT * FROM tokens t WHERE t.tenant_id = q.tenant_id AND t.card_token = q.token AND t.status < 2 LIMIT 8) t ON true
-           JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token`,
+           JOIN LATERAL (SELECT * FROM tokens t WHERE t.card_token = q.token AND t.tenant_id + 0 = q.tenant_id AND t.status < 2 LIMIT 8) t ON true
+           JOIN cards c ON c.tenant_id = ANY (ARRAY[t.tenant_id]) AND c.token = ANY (ARRAY[t.card_token])`,
     values: keysOf(cards),
   });
 }
@@ -92,10 +93,10 @@ export async function findEnding(tx: ClientBase, tenantIds: readonly number[], n
   return await readTokens(tx, {
     name: 'find-ending',
     text: `(SELECT ${tokenColumns.first} FROM cards c
-            WHERE c.token_expires_at IS NOT NULL AND c.status < 2 AND c.token_expires_at <= $1::timestamptz AND c.tenant_id = ANY ($5::int[]) ORDER BY c.token_expires_at LIMIT $2::int OFFSET $3::int)
+            WHERE c.token_expires_at IS NOT NULL AND c.status < 2 AND c.token_expires_at <= $1::timestamptz AND c.tenant_id + 0 = ANY ($5::int[]) ORDER BY c.token_expires_at LIMIT $2::int OFFSET $3::int)
            UNION ALL
-           (SELECT ${tokenColumns.further} FROM tokens t JOIN cards c ON c.tenant_id = t.tenant_id AND c.token = t.card_token
-            WHERE t.token_expires_at IS NOT NULL AND t.status < 2 AND t.token_expires_at <= $1::timestamptz AND t.tenant_id = ANY ($5::int[]) ORDER BY t.token_expires_at LIMIT $2::int OFFSET $4::int)`,
+           (SELECT ${tokenColumns.further} FROM tokens t JOIN cards c ON c.tenant_id = ANY (ARRAY[t.tenant_id]) AND c.token = ANY (ARRAY[t.card_token])
+            WHERE t.token_expires_at IS NOT NULL AND t.status < 2 AND t.token_expires_at <= $1::timestamptz AND t.tenant_id + 0 = ANY ($5::int[]) ORDER BY t.token_expires_at LIMIT $2::int OFFSET $4::int)`,
     values: [now, limit, without.first, without.further, int4Array(tenantIds)],
   });
 }
@@ -110,7 +111,7 @@ export async function updateTokens(tx: ClientBase, rows: readonly TokenRow[]): P
       text: `UPDATE ${table} SET status = u.status, row_version = u.row_version, token_mac = u.token_mac,
                     metadata = CASE WHEN u.status < 2 THEN ${table}.metadata END${table === 'tokens' ? ', reusable = tokens.reusable AND u.status < 2' : ''}
              FROM unnest($1::int[], $2::text[], $3::smallint[], $4::int[], $5::bytea[]) AS u(tenant_id, token, status, row_version, token_mac)
-             WHERE ${table}.tenant_id = u.tenant_id AND ${table}.token = u.token`,
+             WHERE ${table}.tenant_id = ANY (ARRAY[u.tenant_id]) AND ${table}.token = u.token`,
       values: [
         int4Array(own.map((row) => row.tenantId)),
         textArray(own.map((row) => row.token)),
@@ -128,7 +129,7 @@ export async function destroyCards(tx: ClientBase, cards: readonly CardKey[]): P
     name: 'destroy-cards',
     text: `UPDATE cards SET fingerprint = NULL, sealed_pan = ''::bytea, sealed_name = NULL, expiry = NULL
            FROM unnest($1::int[], $2::text[]) AS q(tenant_id, token)
-           WHERE cards.tenant_id = q.tenant_id AND cards.token = q.token`,
+           WHERE cards.tenant_id = ANY (ARRAY[q.tenant_id]) AND cards.token = q.token`,
     values: keysOf(cards),
   });
 }

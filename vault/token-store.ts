@@ -1,4 +1,4 @@
-/** SQL of further tokens and of idempotency keys, one function a statement. */
+/** SQL of further tokens and of idempotency keys, one function a statement. Why it is worded as it is: vault/card-store.ts. */
 import type { ClientBase } from 'pg';
 import { boolArray, byteaArray, int2Array, int4Array, textArray, timestampArray } from './binary-arrays.ts';
 import { formatCode } from './card-store.ts';
@@ -31,7 +31,7 @@ export async function insertTokens(tx: ClientBase, tokens: readonly FurtherToken
            SELECT t.tenant_id, t.token, t.card_token, t.format, 0, 1, t.token_expires_at, t.reusable, t.token_mac, t.metadata::jsonb, $6::timestamptz, $7::bigint, $8::bigint
            FROM unnest($1::int[], $2::text[], $3::text[], $4::bytea[], $5::text[], $9::smallint[], $10::timestamptz[], $11::boolean[])
              AS t(tenant_id, token, card_token, token_mac, metadata, format, token_expires_at, reusable)
-           ON CONFLICT (tenant_id, card_token, format) WHERE reusable DO NOTHING`,
+           ON CONFLICT (card_token, format, tenant_id) WHERE reusable DO NOTHING`,
     values: [
       int4Array(tokens.map((token) => token.tenantId)),
       textArray(tokens.map((token) => token.token)),
@@ -57,7 +57,7 @@ export async function updateTokenMetadata(tx: ClientBase, tokens: readonly { rea
     await tx.query({
       name: `update-metadata-of-${table}`,
       text: `UPDATE ${table} SET metadata = u.metadata::jsonb FROM unnest($1::int[], $2::text[], $3::text[]) AS u(tenant_id, token, metadata)
-             WHERE ${table}.tenant_id = u.tenant_id AND ${table}.token = u.token`,
+             WHERE ${table}.tenant_id = ANY (ARRAY[u.tenant_id]) AND ${table}.token = u.token`,
       values,
     });
   }
@@ -81,7 +81,7 @@ export async function findIdempotencyKeys(tx: ClientBase, tenantIds: readonly nu
     name: 'find-idempotency-keys',
     text: `SELECT k.tenant_id, k.key_hash, k.request_mac, k.tokens, k.created_tokens
            FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)
-           JOIN idempotency_keys k ON k.tenant_id = q.tenant_id AND k.key_hash = q.key_hash
+           JOIN idempotency_keys k ON k.tenant_id = ANY (ARRAY[q.tenant_id]) AND k.key_hash = q.key_hash
            WHERE k.created_at > $3::timestamptz`,
     values: [int4Array(tenantIds), byteaArray(keyHashes), since],
   });
@@ -100,7 +100,7 @@ export async function insertIdempotencyKeys(tx: ClientBase, used: readonly Idemp
   await tx.query({
     name: 'expire-idempotency-keys',
     text: `DELETE FROM idempotency_keys k USING unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)
-           WHERE k.tenant_id = q.tenant_id AND k.key_hash = q.key_hash AND k.created_at <= $3::timestamptz`,
+           WHERE k.tenant_id = ANY (ARRAY[q.tenant_id]) AND k.key_hash = q.key_hash AND k.created_at <= $3::timestamptz`,
     values: [int4Array(keys.map((key) => key.tenantId)), byteaArray(keys.map((key) => key.keyHash)), since],
   });
   const result = await tx.query({

@@ -32,13 +32,14 @@ export const begin = 'BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE';
 /**
  * Sets a session up for the hot path.
  *
- * Plans are prepared once and live long: with sequential scans, hash and merge joins forbidden, a plan made while the tables were
- * small is also right when they are not. `synchronous_commit` and the isolation level are stated because a role or database setting
+ * Plans are prepared once and live long, until somebody analyzes the tables: with everything forbidden but index scans and nested
+ * loops, and statements that leave no choice among these (vault/card-store.ts), a plan made while the tables were empty is also right
+ * when they are not. `synchronous_commit` and the isolation level are stated because a role or database setting
  * may have changed them: what a statement of ours waited for (a lock, a twin's row, a lost transaction's end) the next one must see.
  */
 export async function prepareSession(client: ClientBase, maxStatementMs: number): Promise<void> {
   await client.query(
-    `SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
+    `SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
      SET plan_cache_mode = force_generic_plan; SET default_transaction_read_only = on; SET default_transaction_isolation = 'read committed'; SET synchronous_commit = on; SET statement_timeout = ${maxStatementMs}; SET idle_in_transaction_session_timeout = '15s'`,
   );
 }
