@@ -70,9 +70,14 @@ export interface IdempotencyRow {
   readonly keyHash: Buffer;
   /** HMAC-SHA-256 of the canonical request, each PAN replaced by its fingerprint; 32 bytes. */
   readonly requestMac: Buffer;
-  /** The tokens of the call, in the order of its items, and of each whether the call made it. */
+  /** The tokens of the call, in the order of its cards, and of each whether the call made it; '' for a card that was refused for guessing. */
   readonly tokens: readonly string[];
   readonly created: readonly boolean[];
+}
+
+/** To be recorded, in place of what the key told before: null for one that told nothing. */
+export interface UsedKey extends IdempotencyRow {
+  readonly replaces: IdempotencyRow | null;
 }
 
 /** Keys used since `since`; older ones count as never used, whether or not they were swept. */
@@ -89,19 +94,19 @@ export async function findIdempotencyKeys(tx: ClientBase, tenantIds: readonly nu
 }
 
 /**
- * Records keys of this transaction's calls. Keys that ran out before `since` are taken over. Sorted, so that two writers lock the
+ * Records keys of this transaction's calls. Keys that ran out before `since` are taken over, and those that are replaced, if they still tell that. Sorted, so that two writers lock the
  * same keys in the same order.
  *
  * @returns how many were recorded: fewer than given means that another writer has just used one of them, and the transaction
  *   must be rolled back and tried again, now seeing it.
  */
-export async function insertIdempotencyKeys(tx: ClientBase, used: readonly IdempotencyRow[], at: Date, since: Date): Promise<number> {
+export async function insertIdempotencyKeys(tx: ClientBase, used: readonly UsedKey[], at: Date, since: Date): Promise<number> {
   const keys = used.toSorted((a, b) => a.tenantId - b.tenantId || Buffer.compare(a.keyHash, b.keyHash));
   await tx.query({
     name: 'expire-idempotency-keys',
-    text: `DELETE FROM idempotency_keys k USING unnest($1::int[], $2::bytea[]) AS q(tenant_id, key_hash)
-           WHERE k.tenant_id = ANY (ARRAY[q.tenant_id]) AND k.key_hash = q.key_hash AND k.created_at <= $3::timestamptz`,
-    values: [int4Array(keys.map((key) => key.tenantId)), byteaArray(keys.map((key) => key.keyHash)), since],
+    text: `DELETE FROM idempotency_keys k USING unnest($1::int[], $2::bytea[], $4::text[]) AS q(tenant_id, key_hash, tokens)
+           WHERE k.tenant_id = ANY (ARRAY[q.tenant_id]) AND k.key_hash = q.key_hash AND (k.created_at <= $3::timestamptz OR k.tokens = q.tokens)`,
+    values: [int4Array(keys.map((key) => key.tenantId)), byteaArray(keys.map((key) => key.keyHash)), since, textArray(keys.map((key) => key.replaces?.tokens.join(',') ?? null))],
   });
   const result = await tx.query({
     name: 'insert-idempotency-keys',

@@ -17,7 +17,7 @@ import type { Decision } from './policy.ts';
 import type { Tenant } from './tenants.ts';
 import { isDead, tokenMac } from './token-mac.ts';
 import { findIdempotencyKeys, insertIdempotencyKeys, insertTokens, updateTokenMetadata } from './token-store.ts';
-import type { FurtherToken, IdempotencyRow } from './token-store.ts';
+import type { FurtherToken, IdempotencyRow, UsedKey } from './token-store.ts';
 import { rowIsGenuine } from './token-view.ts';
 
 /** One card of a call, sealed and fingerprinted, waiting for its transaction. */
@@ -28,6 +28,16 @@ export interface TokenizeItem {
   readonly nameSealedFor: Buffer;
 }
 
+/** A call with an Idempotency-Key. */
+export interface IdempotentRequest {
+  readonly keyHash: Buffer;
+  readonly requestMac: Buffer;
+  /** Of all its cards in their order, those that were refused for guessing among them: whether one is depends on the day, and the request is the same. */
+  readonly fingerprints: readonly Buffer[];
+  /** Which of these cards each item is. */
+  readonly places: readonly number[];
+}
+
 /** All cards of one call: they are stored together or not at all. */
 export interface TokenizeOperation {
   readonly kind: 'tokenize';
@@ -36,11 +46,11 @@ export interface TokenizeOperation {
   readonly decision: Decision;
   readonly tenant: Tenant;
   readonly items: readonly TokenizeItem[];
-  /** Items of the call that were refused before, by code: they stand in its entry. */
+  /** Items of the call that were refused before, by code, but for those refused for guessing: they stand in its entry. */
   readonly refusedItems: Readonly<Record<string, number>>;
-  /** How many of these were refused for guessing. */
+  /** How many were refused for guessing. */
   readonly guesses: number;
-  readonly idempotency: { readonly keyHash: Buffer; readonly requestMac: Buffer } | null;
+  readonly idempotency: IdempotentRequest | null;
   /** Whether it is given up on where it would have to be tried again: as `overloaded`, which then is its entry. */
   readonly isLastRound: boolean;
 }
@@ -55,7 +65,8 @@ export type ItemOutcome =
 export type Remedy = { readonly kind: 'seal_name'; readonly cardId: Buffer } | { readonly kind: 'new_token' };
 
 export type TokenizeOutcome =
-  | { readonly kind: 'stored'; readonly items: readonly ItemOutcome[] }
+  /** `earlier`: of cards that were refused for guessing, by their places, what an earlier call with this Idempotency-Key made of them. */
+  | { readonly kind: 'stored'; readonly items: readonly ItemOutcome[]; readonly earlier: ReadonlyMap<number, ItemOutcome> }
   | { readonly kind: 'refused'; readonly code: ErrorCode }
   /** Nothing was written. To be tried again with what its items need; with nothing, where another call has the same Idempotency-Key just now. */
   | { readonly kind: 'again'; readonly remedies: readonly (Remedy | null)[] };
@@ -77,6 +88,10 @@ interface Slot {
 interface Work {
   readonly operation: TokenizeOperation;
   readonly slots: Slot[];
+  /** What its Idempotency-Key tells of cards that are no slots. */
+  readonly earlier: Map<number, ItemOutcome>;
+  /** What its Idempotency-Key tells, where it does not tell of every slot: the others are stored now. */
+  key: IdempotencyRow | null;
   outcome: TokenizeOutcome | null;
 }
 
@@ -103,7 +118,7 @@ export async function lockNumericTokens(tx: ClientBase, operations: readonly Tok
  */
 export async function storeTokenize(tx: ClientBase, operations: readonly TokenizeOperation[], made: MadeIn): Promise<Settlement<TokenizeOutcome>[]> {
   const works = operations.map((operation): Work => {
-    const work: Work = { operation, slots: [], outcome: null };
+    const work: Work = { operation, slots: [], earlier: new Map(), key: null, outcome: null };
     for (const item of operation.items) work.slots.push({ call: work, item, key: cardKey(item.card), outcome: null, updated: false });
     return work;
   });
@@ -119,7 +134,7 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
 
   // c. Cards new to their tenant. Sorted, so that two writers lock the same fingerprints in the same order.
   // A twin within this transaction follows the first.
-  const open = works.flatMap((work) => (work.outcome === null ? work.slots : []));
+  const open = openSlots(works);
   const leaders = new Map<string, Slot>();
   for (const slot of open) {
     if (!leaders.has(slot.key)) leaders.set(slot.key, slot);
@@ -146,26 +161,40 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
 
   // f. The rest of the rows.
   await write(tx, writes, made);
-  const used: IdempotencyRow[] = [];
+  const used: UsedKey[] = [];
   for (const work of works) {
     if (work.outcome !== null) continue;
     const items = work.slots.map((slot) => slot.outcome!);
-    work.outcome = { kind: 'stored', items };
-    const { idempotency, tenant } = work.operation;
-    const tokens = items.flatMap((item) => (item.kind === 'token' ? [item] : []));
+    work.outcome = { kind: 'stored', items, earlier: work.earlier };
     // A key that cannot tell of every item is not kept: the call may be made again once its card's row is in order.
-    if (idempotency !== null && tokens.length > 0 && tokens.length === items.length) used.push({ tenantId: tenant.id, ...idempotency, tokens: tokens.map(({ row }) => row.token), created: tokens.map(({ created }) => created) });
+    if (work.operation.idempotency !== null && items.length > 0 && items.every(({ kind }) => kind === 'token')) used.push(keyOf(work.operation, work.operation.idempotency, items, work.key));
   }
   if (used.length > 0 && (await insertIdempotencyKeys(tx, used, made.at, since)) < used.length) throw new TransactionConflict('an Idempotency-Key was used meanwhile');
 
   return works.map((work) => ({ outcome: work.outcome!, entry: tokenizeEntry(work.operation, work.outcome!), events: work.slots.flatMap((slot) => eventsOf(work, slot)) }));
 }
 
+/** What is to be stored in this transaction. */
+function openSlots(works: readonly Work[]): Slot[] {
+  return works.flatMap((work) => (work.outcome === null ? work.slots.filter(({ outcome }) => outcome === null) : []));
+}
+
+/** What a key tells after its call: of each card what this call made of it or, where an earlier one has, what that did. */
+function keyOf({ tenant }: TokenizeOperation, { keyHash, requestMac, fingerprints, places }: IdempotentRequest, items: readonly ItemOutcome[], before: IdempotencyRow | null): UsedKey {
+  const tokens = fingerprints.map((_, place) => before?.tokens[place] ?? '');
+  const created = fingerprints.map((_, place) => before?.created[place] ?? false);
+  for (const [index, item] of items.entries()) {
+    if (item.kind !== 'token' || item.replayed === true) continue;
+    tokens[places[index]!] = item.row.token;
+    created[places[index]!] = item.created;
+  }
+  return { tenantId: tenant.id, keyHash, requestMac, tokens, created, replaces: before };
+}
+
 async function replay(tx: ClientBase, works: readonly Work[], since: Date): Promise<void> {
-  // A call of which no item came this far has made nothing that could be answered again: its key stays free.
-  const keyed = works.filter(({ operation }) => operation.idempotency !== null && operation.items.length > 0);
+  const keyed = works.filter(({ operation }) => (operation.idempotency?.fingerprints.length ?? 0) > 0);
   if (keyed.length === 0) return;
-  // Of twins that use one key for the first time one goes on: one that was sent back before, or else each round another of them
+  // Of twins that use one key for the first time, or go on with it, one does: one that was sent back before, or else each round another of them
   // would be sent back for the same reason.
   const first = new Map<string, Work>();
   for (const work of keyed) {
@@ -176,30 +205,37 @@ async function replay(tx: ClientBase, works: readonly Work[], since: Date): Prom
   const asked = [...first.values()].map(({ operation }) => operation);
   const found = await findIdempotencyKeys(tx, asked.map(({ tenant }) => tenant.id), asked.map(({ idempotency }) => idempotency!.keyHash), since);
   const keys = new Map(found.map((key) => [`${key.tenantId}:${key.keyHash.toString('latin1')}`, key]));
-  const named = found.flatMap((key) => key.tokens.map((token) => ({ tenantId: key.tenantId, token })));
+  const named = found.flatMap((key) => key.tokens.filter((token) => token !== '').map((token) => ({ tenantId: key.tenantId, token })));
   const rows = new Map(named.length === 0 ? [] : (await findTokens(tx, named.map(({ tenantId }) => tenantId), named.map(({ token }) => token))).map((row) => [`${row.tenantId}:${row.token}`, row]));
   for (const work of keyed) {
     const { tenant, idempotency, items } = work.operation;
-    const { requestMac } = idempotency!;
+    const { requestMac, fingerprints, places } = idempotency!;
     const id = idempotencyId(work.operation);
     const key = keys.get(id);
     if (key === undefined) {
       if (first.get(id) !== work) work.outcome = { kind: 'again', remedies: items.map(() => null) };
       continue;
     }
-    if (key.requestMac.length !== requestMac.length || !timingSafeEqual(key.requestMac, requestMac) || key.tokens.length !== items.length) {
+    if (key.requestMac.length !== requestMac.length || !timingSafeEqual(key.requestMac, requestMac) || key.tokens.length !== fingerprints.length) {
       work.outcome = { kind: 'refused', code: 'idempotency_conflict' };
       continue;
     }
-    work.outcome = {
-      kind: 'stored',
-      items: items.map((item, index): ItemOutcome => {
-        const row = rows.get(`${tenant.id}:${key.tokens[index]}`);
-        // A card that was destroyed has no fingerprint to compare.
-        const genuine = row !== undefined && rowIsGenuine(tenant, row) && (row.fingerprint.length === 0 || row.fingerprint.equals(item.card.fingerprint));
-        return genuine ? { kind: 'token', row, created: key.created[index] === true, replayed: true } : { kind: 'refused', code: 'internal' };
-      }),
-    };
+    const slotAt = new Map(work.slots.map((slot, index) => [places[index]!, slot]));
+    for (const [place, token] of key.tokens.entries()) {
+      // A card that was refused then: it is stored now, unless it is refused again.
+      if (token === '') continue;
+      const row = rows.get(`${tenant.id}:${token}`);
+      // A card that was destroyed has no fingerprint to compare.
+      const genuine = row !== undefined && rowIsGenuine(tenant, row) && (row.fingerprint.length === 0 || row.fingerprint.equals(fingerprints[place]!));
+      const outcome: ItemOutcome = genuine ? { kind: 'token', row, created: key.created[place] === true, replayed: true } : { kind: 'refused', code: 'internal' };
+      const slot = slotAt.get(place);
+      if (slot === undefined) work.earlier.set(place, outcome);
+      else slot.outcome = outcome;
+    }
+    if (work.slots.some(({ outcome }) => outcome === null)) {
+      if (first.get(id) === work) work.key = key;
+      else work.outcome = { kind: 'again', remedies: items.map(() => null) };
+    } else work.outcome = { kind: 'stored', items: work.slots.map(({ outcome }) => outcome!), earlier: work.earlier };
   }
 }
 
@@ -217,7 +253,7 @@ function wasRemedied({ items }: TokenizeOperation): boolean {
  * number belongs to, or a numeric token that is taken. Most groups have neither names nor numeric tokens and ask nothing here.
  */
 async function findRemedies(tx: ClientBase, works: readonly Work[]): Promise<void> {
-  const open = works.flatMap((work) => (work.outcome === null ? work.slots : []));
+  const open = openSlots(works);
   const named = open.filter(({ item }) => item.card.sealedName !== null).map(({ item }) => item.card);
   const numeric = open.filter(({ item }) => item.card.format === 'numeric').map(({ item }) => item.card);
   if (named.length === 0 && numeric.length === 0) return;
@@ -235,7 +271,8 @@ async function findRemedies(tx: ClientBase, works: readonly Work[]): Promise<voi
     // What this call would add; kept only if it goes on.
     const ids = new Map<string, Buffer>();
     const tokens = new Set<string>();
-    const remedies = work.slots.map(({ key, item: { card, nameSealedFor } }): Remedy | null => {
+    const remedies = work.slots.map(({ key, outcome, item: { card, nameSealedFor } }): Remedy | null => {
+      if (outcome !== null) return null;
       const cardId = cardIds.get(key) ?? ids.get(key) ?? card.cardId;
       ids.set(key, cardId);
       const token = `${card.tenantId}:${card.token}`;
@@ -391,14 +428,16 @@ function tokenizeEntry({ action, call, decision, refusedItems, guesses }: Tokeni
     case 'stored': {
       const tokens: Record<string, string[]> = {};
       const items: Record<string, number> = { ...refusedItems };
-      for (const item of outcome.items) {
+      const refused = guesses - outcome.earlier.size;
+      if (refused > 0) items['quota_exceeded'] = refused;
+      for (const item of [...outcome.items, ...outcome.earlier.values()]) {
         if (item.kind === 'refused') items[item.code] = (items[item.code] ?? 0) + 1;
         else (tokens[item.replayed === true ? 'replayed' : item.created ? 'created' : 'known'] ??= []).push(item.row.token);
       }
       const [only] = outcome.items;
       // A single call that fails says so as a whole; a batch call does what it can.
       const code = action === 'tokenize' && only?.kind === 'refused' ? only.code : undefined;
-      return entryOf(call, { action, decision, ...(Object.keys(tokens).length === 0 ? {} : { tokens }), ...(code === undefined && Object.keys(items).length > 0 ? { items } : {}), ...guessesIn(guesses), ...(code === undefined ? {} : { code }) });
+      return entryOf(call, { action, decision, ...(Object.keys(tokens).length === 0 ? {} : { tokens }), ...(code === undefined && Object.keys(items).length > 0 ? { items } : {}), ...guessesIn(refused), ...(code === undefined ? {} : { code }) });
     }
     case 'refused':
       return entryOf(call, { action, decision, ...guessesIn(guesses), code: outcome.code });
@@ -413,7 +452,7 @@ export function guessesIn(guesses: number): { readonly detail?: { readonly guess
 }
 
 function eventsOf({ operation, outcome }: Work, slot: Slot): VaultEvent[] {
-  if (outcome?.kind !== 'stored' || slot.outcome?.kind !== 'token') return [];
+  if (outcome?.kind !== 'stored' || slot.outcome?.kind !== 'token' || slot.outcome.replayed === true) return [];
   const { call } = operation;
   const { row, created } = slot.outcome;
   return [...(created ? [{ type: 'token.created', call, row } as const] : []), ...(slot.updated ? [{ type: 'card.updated', call, row } as const] : [])];

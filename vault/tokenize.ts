@@ -18,7 +18,7 @@ import type { Decision, Policy } from './policy.ts';
 import type { Tenant, Tenants } from './tenants.ts';
 import { tokenMac } from './token-mac.ts';
 import { guessesIn } from './tokenize-store.ts';
-import type { ItemOutcome, Remedy, TokenizeItem, TokenizeOperation, TokenizeOutcome } from './tokenize-store.ts';
+import type { IdempotentRequest, ItemOutcome, Remedy, TokenizeItem, TokenizeOperation, TokenizeOutcome } from './tokenize-store.ts';
 import { makeToken } from './token.ts';
 import type { RandomBytes } from './token.ts';
 import { expiryNumber, viewOf } from './token-view.ts';
@@ -64,6 +64,11 @@ interface Given {
   readonly input: TokenizeInput;
 }
 
+/** A card that the caller's cap on guessing refuses, by its fingerprint. */
+interface Guess {
+  readonly guess: Buffer;
+}
+
 /** What a sealed name can hold, in bytes of UTF-8 (hsm/card-cipher.ts). */
 const maxCardholderBytes = 255;
 /** Cards that are sealed before other requests have their turn: about a millisecond's work. */
@@ -87,12 +92,12 @@ export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, 
   const since = performance.now();
   const [item] = await sealCards(deps, call, tenant, [{ pan, input }]);
   deps.stages.keyWork('seal', performance.now() - since);
-  if (item === undefined || item === null) throw new VaultError('quota_exceeded', { retryAfterSeconds: deps.guessing.secondsToNextDay(), facts: { decision, ...guessesIn(1) } });
+  if (item === undefined || 'guess' in item) throw new VaultError('quota_exceeded', { retryAfterSeconds: deps.guessing.secondsToNextDay(), facts: { decision, ...guessesIn(1) } });
   const items = [item];
 
   // 5. Commit, together with whoever waits at the same moment.
   const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize', tenant, call, items, [input], idempotencyKey);
-  const [outcome] = await store(deps, { kind: 'tokenize', action: 'tokenize', call, decision, tenant, items, refusedItems: {}, guesses: 0, idempotency, isLastRound: false }, [input]);
+  const { items: [outcome] } = await store(deps, { kind: 'tokenize', action: 'tokenize', call, decision, tenant, items, refusedItems: {}, guesses: 0, idempotency, isLastRound: false }, [input]);
   if (outcome?.kind !== 'token') throw recorded(new VaultError('internal'));
   // 6. Only now is it answered.
   return answerOf(outcome, deps.now());
@@ -128,7 +133,7 @@ export async function tokenizeBatch(deps: TokenizeDeps, call: Call, given: reado
   const inputs: TokenizeInput[] = [];
   const stored: number[] = [];
   for (const [at, item] of sealed.entries()) {
-    if (item === null) {
+    if ('guess' in item) {
       answers[places[at]!] = 'quota_exceeded';
       continue;
     }
@@ -137,11 +142,11 @@ export async function tokenizeBatch(deps: TokenizeDeps, call: Call, given: reado
     stored.push(places[at]!);
   }
   const guesses = sealed.length - items.length;
-  if (guesses > 0) refusedItems['quota_exceeded'] = guesses;
-  const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize/batch', tenant, call, items, inputs, idempotencyKey);
-  const outcomes = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, guesses, idempotency, isLastRound: false }, inputs);
+  const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize/batch', tenant, call, sealed, good.map(({ input }) => input), idempotencyKey);
+  const { items: outcomes, earlier } = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, guesses, idempotency, isLastRound: false }, inputs);
   const now = deps.now();
   for (const [at, outcome] of outcomes.entries()) answers[stored[at]!] = outcome.kind === 'token' ? answerOf(outcome, now) : outcome.code;
+  for (const [at, outcome] of earlier) answers[places[at]!] = outcome.kind === 'token' ? answerOf(outcome, now) : outcome.code;
   return answers;
 }
 
@@ -163,9 +168,9 @@ function faultOf(pan: Pan | null, input: TokenizeInput, idempotencyKey: string |
   return null;
 }
 
-/** The cards, ready to be stored; null for one that the caller's cap on guessing refuses. */
-async function sealCards(deps: TokenizeDeps, call: Call, tenant: Tenant, cards: readonly Given[]): Promise<(TokenizeItem | null)[]> {
-  const items: (TokenizeItem | null)[] = [];
+/** The cards, ready to be stored but for those that the caller's cap on guessing refuses. */
+async function sealCards(deps: TokenizeDeps, call: Call, tenant: Tenant, cards: readonly Given[]): Promise<(TokenizeItem | Guess)[]> {
+  const items: (TokenizeItem | Guess)[] = [];
   const caller = call.caller!;
   // Asked for each call, as the policies may change.
   const exempt = deps.policy.decide(caller, 'import', null).allowed;
@@ -182,15 +187,15 @@ async function sealCards(deps: TokenizeDeps, call: Call, tenant: Tenant, cards: 
   return items;
 }
 
-function sealCard(deps: TokenizeDeps, tenant: Tenant, card: Given, granted: (pan: Pan, fingerprint: Buffer) => boolean): TokenizeItem | null | Promise<TokenizeItem | null> {
+function sealCard(deps: TokenizeDeps, tenant: Tenant, card: Given, granted: (pan: Pan, fingerprint: Buffer) => boolean): TokenizeItem | Guess | Promise<TokenizeItem | Guess> {
   const { keys } = tenant;
   const { pan, input } = card;
   // Copied out of the pool: a system call for each card would cost a thirtieth of a tokenize.
   const cardId = Buffer.from(deps.random(16));
   const binding = { tenant: tenant.name, cardId };
-  const seal = (fingerprint: Buffer): TokenizeItem | null | Promise<TokenizeItem> => {
+  const seal = (fingerprint: Buffer): TokenizeItem | Guess | Promise<TokenizeItem> => {
     // Known cards count as well: a guess that hits is one.
-    if (!granted(pan, fingerprint)) return null;
+    if (!granted(pan, fingerprint)) return { guess: fingerprint };
     const sealedPan = keys.cipher.seal('pan', pan.reveal(), binding);
     const sealedName = input.cardholder === undefined ? null : keys.cipher.seal('name', Buffer.from(input.cardholder, 'utf8'), binding);
     if (!(sealedPan instanceof Promise) && !(sealedName instanceof Promise)) return itemOf(deps, tenant, card, { cardId, fingerprint, sealedPan, sealedName });
@@ -262,11 +267,11 @@ async function guarded<T>(work: () => Promise<T>): Promise<T> {
  * Commits the call, as often as its items need something first that only the transaction could tell: a cardholder's name for a card that is known,
  * another numeric token. Such a round writes nothing. Outcomes in the order of the items.
  */
-async function store(deps: TokenizeDeps, first: TokenizeOperation, inputs: readonly TokenizeInput[]): Promise<readonly ItemOutcome[]> {
+async function store(deps: TokenizeDeps, first: TokenizeOperation, inputs: readonly TokenizeInput[]): Promise<Extract<TokenizeOutcome, { kind: 'stored' }>> {
   let operation = first;
   for (let round = 1; round <= maxRounds; round += 1) {
     const { outcome } = await deps.commit({ ...operation, isLastRound: round === maxRounds });
-    if (outcome.kind === 'stored') return outcome.items;
+    if (outcome.kind === 'stored') return outcome;
     if (outcome.kind === 'refused') throw recorded(new VaultError(outcome.code));
     const { tenant } = operation;
     const items: TokenizeItem[] = [];
@@ -291,16 +296,19 @@ async function remedied(deps: TokenizeDeps, tenant: Tenant, item: TokenizeItem, 
   return { ...item, card: { ...card, token, tokenMac: mac } };
 }
 
-function idempotencyOf(path: string, tenant: Tenant, call: Call, items: readonly TokenizeItem[], inputs: readonly TokenizeInput[], key: string): { keyHash: Buffer; requestMac: Buffer } {
+/** `cards` and `inputs` are all of the request but what is refused whenever it comes, in their order. */
+function idempotencyOf(path: string, tenant: Tenant, call: Call, cards: readonly (TokenizeItem | Guess)[], inputs: readonly TokenizeInput[], key: string): IdempotentRequest {
+  const fingerprints = cards.map((card) => ('guess' in card ? card.guess : card.card.fingerprint));
+  const places = cards.flatMap((card, place) => ('guess' in card ? [] : [place]));
   const keyHash = createHash('sha256').update(`${call.caller?.spiffeId ?? ''}\0${path}\0${key}`, 'utf8').digest();
   const mac = createHmac('sha256', tenant.keys.rowMacKey).update('cofre/idempotent-request/v1\0', 'latin1');
   for (const [index, input] of inputs.entries()) {
     const metadata = input.metadata === undefined ? null : Object.entries(input.metadata).sort(([a], [b]) => (a < b ? -1 : 1));
     const canonical = JSON.stringify([input.expiry ?? null, input.cardholder ?? null, input.format ?? 'opaque', input.reuse ?? true, input.ttl_seconds ?? null, metadata]);
     // JSON has no raw line feed, so items cannot be shifted against each other.
-    mac.update(items[index]!.card.fingerprint).update(`${canonical}\n`, 'utf8');
+    mac.update(fingerprints[index]!).update(`${canonical}\n`, 'utf8');
   }
-  return { keyHash, requestMac: mac.digest() };
+  return { keyHash, requestMac: mac.digest(), fingerprints, places };
 }
 
 function answerOf({ row, created }: Extract<ItemOutcome, { kind: 'token' }>, now: Date): TokenizeAnswer {

@@ -88,6 +88,8 @@ export interface MemoryVaultOptions {
   readonly through?: ClientConfig;
   readonly connector?: (real: WriterConnector) => WriterConnector;
   readonly limits?: Partial<CommitLimits>;
+  /** Whether the caller may bring a card now, as far as guessing goes; by its fingerprint. */
+  readonly guessing?: (fingerprint: Uint8Array) => 'granted' | 'refused';
 }
 
 /** Opens a writer. Closed with the test. */
@@ -118,7 +120,7 @@ export async function openVault(t: Test, database: FreshDatabase, options: Memor
     random: options.random ?? pooledRandom(),
     stages: { keyWork: () => undefined },
     batchLane: new Lane(10),
-    guessing: { ask: () => 'granted', secondsToNextDay: () => 1 },
+    guessing: { ask: (_tenant: unknown, _caller: string, _group: number, fingerprint: Uint8Array) => options.guessing?.(fingerprint) ?? 'granted', secondsToNextDay: () => 1 },
     binDigits: 6,
     commit: (operation: Extract<TokenizingOperation, { kind: 'tokenize' }>) => writer.commit(operation, operation.items.length),
     numericSpace: { drawn: () => undefined, taken: () => void (taken.count += 1) },

@@ -68,7 +68,7 @@ async function statements(): Promise<Map<string, string>> {
   await updateCards(tx, [{ ...card, expiry: 203_001, sealedName: bytes }]);
   await updateTokenMetadata(tx, [{ ...card, metadata: '{}' }]);
   await findIdempotencyKeys(tx, [1], [bytes], new Date());
-  await insertIdempotencyKeys(tx, [{ tenantId: 1, keyHash: bytes, requestMac: bytes, tokens: ['tok_a'], created: [true] }], new Date(), new Date());
+  await insertIdempotencyKeys(tx, [{ tenantId: 1, keyHash: bytes, requestMac: bytes, tokens: ['tok_a'], created: [true], replaces: null }], new Date(), new Date());
   await lockCards(tx, [card]);
   await findOthers(tx, [card], ['tok_a'], null, 10);
   await eachFurtherToken(tx, [card], () => undefined);
