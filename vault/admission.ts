@@ -151,8 +151,14 @@ export class Admission {
   /** Closes the connections that the vault owes nothing: none of their requests is under way or, with `incomplete`, only such as have not arrived whole. */
   closeWaiting(incomplete: boolean): void {
     for (const [socket, requests] of this.#underWay) {
-      if (requests.size === 0 || (incomplete && [...requests].every((request) => !request.complete))) socket.destroy();
+      if (requests.size === 0 || (incomplete && this.isOwedNothing(socket))) socket.destroy();
     }
+  }
+
+  /** Whether a connection may be closed without anybody missing an answer: no request has arrived whole on it that was not answered. */
+  isOwedNothing(socket: Socket): boolean {
+    for (const request of this.#underWay.get(socket) ?? []) if (request.complete) return false;
+    return true;
   }
 
   /**

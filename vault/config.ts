@@ -35,7 +35,7 @@ export const ConfigSchema = Type.Object(
       admin_port: Port(8444, 'Admin, mutual TLS. COFRE_ADMIN_PORT overrides it.'),
       telemetry_host: Type.String({ default: '127.0.0.1', description: 'Address that telemetry listens on, without TLS: never a public one.' }),
       telemetry_port: Port(9464, '/metrics, /healthz, /readyz. COFRE_TELEMETRY_PORT overrides it.'),
-      max_connections: Count(2000, 1, 100_000, 'Connections open at once, a listener.'),
+      max_connections: Count(2000, 1, 100_000, 'Connections open at once, a listener. One more takes the place of an idle one of the caller that has most.'),
       max_connections_per_certificate: Count(500, 1, 100_000, 'Of them with one certificate.'),
       handshakes_per_second: Count(100, 1, 100_000, 'TLS handshakes that may begin in a second in the long run, a listener and process; each costs 2.5 ms of processor time. Others wait, and their addresses (of IPv6: 64 bits) take turns: callers behind one NAT or mesh address share one turn.'),
       handshake_burst: Count(500, 1, 100_000, 'Handshakes that may begin after a calm before that rate binds: for a service that opens all its connections at once.'),

@@ -13,15 +13,12 @@ export interface HandshakeLimits {
   readonly burst: number;
   /** Connections whose handshake has not begun. */
   readonly maxWaiting: number;
-  /** Connections whose handshake has begun, or is done long ago. */
-  readonly maxConnections: number;
   /** How long a connection may wait. The handshake's own time is the caller's to limit. */
   readonly timeoutMs: number;
 }
 
 /** Why a connection was closed before its handshake was done. */
 export type HandshakeRefusal =
-  | 'too many connections'
   | 'too many connections wait'
   | 'waited too long'
   | 'said too much before its handshake'
@@ -69,7 +66,6 @@ export class Handshakes {
   /** As many as begin in a second. More would be a store of second halves, 1 ms each, that one peer can call in at the same moment. */
   readonly #maxUnderWay: number;
   readonly #nowMs: () => number;
-  #begun = 0;
   /** Set while this turn of the event loop has had its handshake. */
   #immediate: NodeJS.Immediate | null = null;
   #timer: NodeJS.Timeout | undefined;
@@ -132,11 +128,6 @@ export class Handshakes {
     return this.#underWay.size;
   }
 
-  /** Connections whose handshake has begun and that are open. */
-  get begun(): number {
-    return this.#begun;
-  }
-
   #heard(socket: Socket): void {
     const waiting = this.#waiting.get(socket);
     if (waiting === undefined) return;
@@ -154,10 +145,6 @@ export class Handshakes {
   /** Begins a handshake if one may begin now, and comes again for the others: what else happens in the vault has its time between two. */
   #go(): void {
     if (this.#immediate !== null) return;
-    if (this.#begun >= this.#limits.maxConnections) {
-      for (const { ready } of this.#shares.values()) for (const socket of ready) this.#refuse(socket, 'too many connections');
-      return;
-    }
     const crowdedMs = this.#crowdedMs();
     const socket = this.#next(crowdedMs > 0);
     const waitMs = socket === null ? crowdedMs : this.#allowance.waitMs;
@@ -206,9 +193,7 @@ export class Handshakes {
     this.#leave(name);
     this.#underWay.set(name, { socket, address, sinceMs: this.#nowMs() });
     this.#underWayOf.set(address, (this.#underWayOf.get(address) ?? 0) + 1);
-    this.#begun += 1;
     socket.once('close', () => {
-      this.#begun -= 1;
       if (this.#underWay.get(name)?.socket === socket) {
         this.#leave(name);
         this.#refused('the handshake failed');

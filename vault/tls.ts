@@ -23,9 +23,12 @@ export interface TlsListenerOptions {
   /** Tells listeners apart: a session of one is not resumed at another. At most 32 ASCII characters. */
   readonly name: string;
   readonly files: TlsFiles;
-  /** Connections open at once, those in handshake included; more are closed unanswered. Those that wait for their handshake are not among them. */
+  /**
+   * Connections open at once, handshake done. Beyond them one is closed: the oldest that is owed nothing of the caller who has most of them, if that caller has more
+   * even then than the one who comes; else the one that comes. So a caller may have all of them while nobody else wants any, and locks nobody out.
+   */
   readonly maxConnections: number;
-  /** Of them with one certificate, so that one client cannot lock out the others; more are closed at once. */
+  /** Of them with one certificate; more are closed at once. */
   readonly maxConnectionsPerCertificate: number;
   /** Handshakes that may begin in a second; see `Handshakes`. */
   readonly handshakesPerSecond: number;
@@ -52,14 +55,22 @@ export type TlsEvent =
   | { readonly kind: 'connection_refused'; readonly reason: ConnectionRefusal }
   | { readonly kind: 'connections_closed'; readonly count: number };
 
-/** Why a connection was closed before any request on it was looked at. */
+/** Why a connection was closed before any request on it was looked at, or between two. */
 export type ConnectionRefusal =
   | HandshakeRefusal
   | 'no client certificate'
   | 'not issued by an authority of ours'
   | 'no usable serial number'
   | 'too many full handshakes with one certificate'
+  | 'too many connections'
+  | 'gave way to a caller with fewer'
   | 'too many connections with one certificate';
+
+/** Whose a connection is. */
+interface Peer {
+  readonly serial: string;
+  readonly caller: string;
+}
 
 interface Material {
   readonly certificate: Buffer;
@@ -76,12 +87,16 @@ interface Material {
  */
 export class TlsListener {
   readonly #options: TlsListenerOptions;
+  /** Open connections, handshake done, in the order in which they came: all of them, those of each certificate by its serial, and those of each caller by its names in the certificate. */
+  readonly #open = new Map<TLSSocket, Peer>();
   readonly #sockets = new Map<string, Set<TLSSocket>>();
+  readonly #callers = new Map<string, Set<TLSSocket>>();
   /** Of full handshakes, by serial. One that is whole again is not kept. */
   readonly #allowances = new Map<string, Allowance>();
   #material: Material;
   readonly #tickets: TicketSecret;
   #server: Server | null = null;
+  #isOwedNothing: (socket: TLSSocket) => boolean = () => true;
   #handshakes: Handshakes | null = null;
   #timers: NodeJS.Timeout[] = [];
   #pending: Promise<unknown> = Promise.resolve();
@@ -112,15 +127,19 @@ export class TlsListener {
     };
   }
 
-  /** Takes charge of the server's connections and tickets. Once, before it listens. */
-  attach(server: Server): void {
+  /**
+   * Takes charge of the server's connections and tickets. Once, before it listens. `isOwedNothing` tells whether a connection may be closed for
+   * another one without anybody missing an answer; it must not throw.
+   */
+  attach(server: Server, isOwedNothing: (socket: TLSSocket) => boolean = () => true): void {
     this.#server = server;
+    this.#isOwedNothing = isOwedNothing;
     // The server's own listener begins the handshake: it is called when a connection's turn has come.
     const begin = server.listeners('connection') as ((socket: Socket) => void)[];
     server.removeAllListeners('connection');
-    const { handshakesPerSecond, handshakeBurst, maxHandshakesWaiting, maxConnections, handshakeTimeoutMs } = this.#options;
+    const { handshakesPerSecond, handshakeBurst, maxHandshakesWaiting, handshakeTimeoutMs } = this.#options;
     const handshakes = new Handshakes(
-      { perSecond: handshakesPerSecond, burst: handshakeBurst, maxWaiting: maxHandshakesWaiting, maxConnections, timeoutMs: handshakeTimeoutMs },
+      { perSecond: handshakesPerSecond, burst: handshakeBurst, maxWaiting: maxHandshakesWaiting, timeoutMs: handshakeTimeoutMs },
       (socket) => begin.forEach((listener) => listener.call(server, socket)),
       (reason) => this.#report({ kind: 'connection_refused', reason }),
     );
@@ -194,9 +213,7 @@ export class TlsListener {
 
   /** Open connections, handshake done. */
   get connections(): number {
-    let count = 0;
-    for (const sockets of this.#sockets.values()) count += sockets.size;
-    return count;
+    return this.#open.size;
   }
 
   /** Connections that wait for their handshake. */
@@ -242,13 +259,36 @@ export class TlsListener {
       return this.#refuse(socket, 'no usable serial number');
     }
     if (!socket.isSessionReused() && !this.#allowanceOf(serial).take()) return this.#refuse(socket, 'too many full handshakes with one certificate');
-    const sockets = this.#sockets.get(serial) ?? new Set();
-    if (sockets.size >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
-    this.#sockets.set(serial, sockets.add(socket));
-    socket.once('close', () => {
-      sockets.delete(socket);
-      if (sockets.size === 0 && this.#sockets.get(serial) === sockets) this.#sockets.delete(serial);
-    });
+    if (sizeAt(this.#sockets, serial) >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
+    // By name: a caller may have a certificate for each of its processes, and get new ones.
+    const caller = certificate.subjectAltName ?? '';
+    if (this.#open.size >= this.#options.maxConnections && !this.#makeRoom(sizeAt(this.#callers, caller))) return this.#refuse(socket, 'too many connections');
+    this.#open.set(socket, { serial, caller });
+    addAt(this.#sockets, serial, socket);
+    addAt(this.#callers, caller, socket);
+    socket.once('close', () => this.#forget(socket));
+  }
+
+  /** Closes a connection for one of a caller that has `own`. The largest share comes first; one that would be no larger then than the other's gives nothing. */
+  #makeRoom(own: number): boolean {
+    const larger = [...this.#callers.values()].filter(({ size }) => size > own + 1).sort((a, b) => b.size - a.size);
+    for (const sockets of larger) {
+      for (const socket of sockets) {
+        if (!this.#isOwedNothing(socket)) continue;
+        this.#forget(socket);
+        this.#refuse(socket, 'gave way to a caller with fewer');
+        return true;
+      }
+    }
+    return false;
+  }
+
+  #forget(socket: TLSSocket): void {
+    const peer = this.#open.get(socket);
+    if (peer === undefined) return;
+    this.#open.delete(socket);
+    deleteAt(this.#sockets, peer.serial, socket);
+    deleteAt(this.#callers, peer.caller, socket);
   }
 
   #allowanceOf(serial: string): Allowance {
@@ -291,13 +331,11 @@ export class TlsListener {
 
   #closeForeign(): void {
     let count = 0;
-    for (const sockets of this.#sockets.values()) {
-      for (const socket of sockets) {
-        const certificate = socket.getPeerX509Certificate();
-        if (certificate !== undefined && isIssuedBy(certificate, this.#material.authorities)) continue;
-        socket.destroy();
-        count += 1;
-      }
+    for (const socket of this.#open.keys()) {
+      const certificate = socket.getPeerX509Certificate();
+      if (certificate !== undefined && isIssuedBy(certificate, this.#material.authorities)) continue;
+      socket.destroy();
+      count += 1;
     }
     if (count > 0) this.#report({ kind: 'connections_closed', count });
   }
@@ -305,6 +343,22 @@ export class TlsListener {
   #report(event: TlsEvent): void {
     this.#options.report?.(event);
   }
+}
+
+function sizeAt(sets: ReadonlyMap<string, ReadonlySet<TLSSocket>>, key: string): number {
+  return sets.get(key)?.size ?? 0;
+}
+
+function addAt(sets: Map<string, Set<TLSSocket>>, key: string, socket: TLSSocket): void {
+  const set = sets.get(key);
+  if (set === undefined) sets.set(key, new Set([socket]));
+  else set.add(socket);
+}
+
+function deleteAt(sets: Map<string, Set<TLSSocket>>, key: string, socket: TLSSocket): void {
+  const set = sets.get(key);
+  set?.delete(socket);
+  if (set?.size === 0) sets.delete(key);
 }
 
 function isIssuedBy(certificate: X509Certificate, authorities: readonly X509Certificate[]): boolean {

@@ -4,6 +4,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { connect, type AddressInfo, type Socket } from 'node:net';
 import t, { type Test } from 'tap';
 import { Admission, type Refusal } from '../../vault/admission.ts';
+import { until } from '../support/appliance.ts';
 
 const maxPerCaller = 3;
 const get = (name: string): string => `GET /${encodeURIComponent(name)} HTTP/1.1\r\nHost: x\r\n\r\n`;
@@ -188,6 +189,8 @@ t.test('at the end connections that the vault owes nothing are closed, and those
   waiting.write(get('waiting'));
   await server.until('asking');
   await server.until('waiting');
+  await until(() => server.admitted.get('waiting')!.request.complete, 'the end of a request');
+  t.same(['asking', 'waiting'].map((name) => server.admission.isOwedNothing(server.admitted.get(name)!.request.socket)), [true, false]);
   const closed = [once(idle.resume(), 'close'), once(half.resume(), 'close')];
   server.admission.closeWaiting(false);
   await Promise.all(closed);

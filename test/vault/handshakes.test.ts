@@ -17,7 +17,7 @@ interface Door {
   caller(host?: string): Promise<Socket>;
 }
 
-const ample: HandshakeLimits = { perSecond: 1000, burst: 1000, maxWaiting: 100, maxConnections: 100, timeoutMs: 60_000 };
+const ample: HandshakeLimits = { perSecond: 1000, burst: 1000, maxWaiting: 100, timeoutMs: 60_000 };
 /** So few that, with the clock standing still, one begins and no more. */
 const one: Partial<HandshakeLimits> = { perSecond: 20, burst: 1 };
 
@@ -78,7 +78,6 @@ await t.test('a handshake begins once its client has said something, and with al
   t.equal(made.begun[0]!.listenerCount('readable'), 0, 'nobody of ours reads along');
   made.handshakes.done(made.begun[0]!);
   t.equal(made.handshakes.underWay, 0);
-  t.equal(made.handshakes.begun, 1, 'it is open');
   t.same(made.refused, []);
 });
 
@@ -167,7 +166,6 @@ await t.test('a handshake that stands still makes room for one that waits, but h
   t.notOk(third.destroyed);
   t.equal(made.handshakes.underWay, 2);
   t.same(made.refused, ['slower than the handshakes that wait']);
-  await until(() => made.handshakes.begun === 3, 'its place');
 });
 
 await t.test('where one address has all that are under way standing still, another begins all the same', async (t) => {
@@ -194,7 +192,7 @@ await t.test('where one address has all that are under way standing still, anoth
 });
 
 await t.test('what dies gives back what it held, whatever it was about', async (t) => {
-  const made = await door(t, { perSecond: 40, burst: 2, maxConnections: 2 });
+  const made = await door(t, { perSecond: 40, burst: 2 });
   const silent = await made.client();
   silent.destroy();
   await until(() => made.handshakes.waiting === 0, 'the end of a silent one');
@@ -205,16 +203,11 @@ await t.test('what dies gives back what it held, whatever it was about', async (
   const open = await made.caller();
   await until(() => made.begun.length === 2, 'both');
   made.handshakes.done(made.begun[1]!);
-  const waits = await made.caller();
-  t.equal(made.handshakes.waiting, 0);
-  await closed(waits);
-  t.equal(made.refused.at(-1), 'too many connections');
   inHandshake.resetAndDestroy();
   open.resetAndDestroy();
   for (const socket of made.begun) socket.resume();
-  await until(() => made.handshakes.begun === 0, 'the ends');
-  t.equal(made.handshakes.underWay, 0);
-  t.same(made.refused, ['gone while it waited', 'gone while it waited', 'too many connections', 'the handshake failed']);
+  await until(() => made.handshakes.underWay === 0, 'the end of the handshake');
+  t.same(made.refused, ['gone while it waited', 'gone while it waited', 'the handshake failed']);
   const late = await made.caller();
   t.equal(made.handshakes.waiting, 1, 'places do not bring back time');
   late.resetAndDestroy();

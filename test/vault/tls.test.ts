@@ -25,6 +25,8 @@ interface Vault {
   readonly server: Server;
   /** What `connect` made, in its order. */
   readonly opened: TLSSocket[];
+  /** Of the server's connections, by the client's port: those on which somebody is owed an answer. */
+  readonly owed: Set<number>;
   /** Moves the vault's clock, not OpenSSL's. */
   clock: () => Date;
   connect(who: string | Credentials | null, options?: ConnectionOptions): Promise<TLSSocket>;
@@ -49,7 +51,7 @@ async function vault(t: Test, options: Partial<TlsListenerOptions> = {}, set = t
     }
     response.end(answer);
   });
-  listener.attach(server);
+  listener.attach(server, (socket) => !made.owed.has(socket.remotePort!));
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   t.teardown(() => {
@@ -66,6 +68,7 @@ async function vault(t: Test, options: Partial<TlsListenerOptions> = {}, set = t
     port,
     server,
     opened: [],
+    owed: new Set(),
     clock: () => new Date(),
     async connect(who, extra) {
       const socket = await set.connect(port, typeof who === 'string' ? set.credentials(who) : who, extra);
@@ -417,10 +420,36 @@ t.test('a client certificate under an intermediate has no revocation list here a
   t.equal(await askAs(made, client, { ca: trusted }), 'checkout full', 'and with it is welcome');
 });
 
+t.test('a full listener has room for whoever has less of it than another', async (t) => {
+  const made = await vault(t, { maxConnections: 4 });
+  const renewed = made.set.issue({});
+  const [busy, oldest, second, third] = [await made.connect('checkout'), await made.connect('checkout'), await made.connect(renewed), await made.connect(renewed)];
+  for (const socket of [busy, oldest, second, third]) t.equal(await ask(socket), 'checkout full', 'nobody else wants any');
+  made.owed.add(busy.localPort!);
+  t.equal(await askAs(made, 'checkout'), 'closed', 'nobody makes room for himself');
+  const [getnet, intruder] = [await made.connect('getnet'), await made.connect('intruder')];
+  t.equal(await ask(getnet), 'getnet full');
+  t.equal(await ask(intruder), 'intruder full');
+  t.equal(await ask(oldest), 'closed', 'in place of the oldest that is owed nothing');
+  t.equal(await ask(second), 'closed', 'whatever certificate of the caller it came with');
+  t.equal(await ask(busy), 'checkout full');
+  t.equal(await askAs(made, 'getnet'), 'closed', 'two would be as many as checkout has');
+  t.equal(await askAs(made, renewed), 'closed');
+  made.owed.add(third.localPort!);
+  t.equal(await askAs(made, 'checkout-globex'), 'closed', 'what is owed an answer stays');
+  made.owed.delete(busy.localPort!);
+  t.equal(await askAs(made, 'checkout-globex'), 'checkout full');
+  t.equal(await ask(busy), 'closed');
+  t.equal(await ask(third), 'checkout full');
+  t.equal(made.listener.connections, 4);
+  const counts = Map.groupBy(made.events, (event) => (event.kind === 'connection_refused' ? event.reason : event.kind));
+  t.same(Object.fromEntries([...counts].map(([reason, { length }]) => [reason, length])), { 'too many connections': 4, 'gave way to a caller with fewer': 3 });
+});
+
 t.test('more connections than the limit are closed unanswered, and a silent one is closed by itself', async (t) => {
   const few = await vault(t, { maxConnections: 1 });
   const first = await few.connect('checkout');
-  await t.rejects(few.connect('getnet'));
+  t.equal(await askAs(few, 'getnet'), 'closed');
   t.equal(await ask(first), 'checkout full');
   const impatient = await vault(t, { handshakeTimeoutMs: 20 });
   const silent = connectTcp(impatient.port, '127.0.0.1');
