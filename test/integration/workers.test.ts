@@ -1,6 +1,8 @@
 /** Several worker processes behind one set of listeners: they serve together, and what happens when one of them, or the primary, dies, hangs or is signalled. */
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import type { AddressInfo } from 'node:net';
 import t from 'tap';
 import { startAppliance, until } from '../support/appliance.ts';
 import { parseReplies, readToEnd } from '../support/api-client.ts';
@@ -145,6 +147,22 @@ await t.test('the sequencer is a process of its own: killed, it is started again
 
 const endings = (): unknown[] => appliance.messages().filter((message) => message['msg'] === 'a worker process ended and is started again').map((message) => message['kind']);
 
+await t.test('a SIGHUP ends none of them, whoever it comes to, and one that starts takes in what has changed', async (t) => {
+  for (const pid of [...workersNow(), sequencerNow()]) process.kill(pid, 'SIGHUP');
+  const known = workersNow();
+  process.kill(known[0]!, 'SIGKILL');
+  const told = endings().length + 1;
+  let successor = 0;
+  await until(() => (successor = workersNow().find((pid) => !known.includes(pid)) ?? 0) !== 0, 'its successor');
+  // At every moment of its start.
+  await until(async () => {
+    appliance.signal('SIGHUP');
+    return (await readiness())['workers']!.detail === '2 of 2 serve';
+  }, 'readiness');
+  t.ok(workersNow().includes(successor));
+  t.same(endings().slice(told), []);
+});
+
 await t.test('readiness tells of processes that hang', { timeout: 60_000 }, async (t) => {
   const hung = [workersNow()[0]!, sequencerNow()];
   for (const pid of hung) process.kill(pid, 'SIGSTOP');
@@ -189,8 +207,18 @@ await t.test('none outlives a primary that was killed, and the next start takes 
   isProblem(t, await appliance.client('intruder').post('/v1/tokenize', { pan: cardText(0) }), 'not_authorized');
 });
 
-await t.test('a worker that cannot start tells why in one line, and nothing stays', async (t) => {
+await t.test('where the port for telemetry is taken no worker is started', async (t) => {
   await appliance.stop();
+  const taken = createServer();
+  await new Promise<void>((done) => taken.listen(0, '127.0.0.1', done));
+  const mark = appliance.err.length;
+  t.equal((await appliance.launch({ COFRE_TELEMETRY_PORT: String((taken.address() as AddressInfo).port) }))?.code, 1);
+  taken.close();
+  t.match(appliance.err.slice(mark), /COFRE_TELEMETRY_PORT chooses another/u);
+  t.notMatch(appliance.err.slice(mark), /worker/u);
+});
+
+await t.test('a worker that cannot start tells why in one line, and nothing stays', async (t) => {
   appliance.configure({ workers, quotas, hsm: { token_label: 'no-such-token' }, profile: 'development' });
   const ended = await appliance.launch();
   t.equal(ended?.code, 1);

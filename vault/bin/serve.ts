@@ -41,6 +41,8 @@ export interface ServeOptions {
 export async function serve({ home, config, env, print }: ServeOptions): Promise<void> {
   const log = createLog(config.log.level);
   const stopSignal = untilSignal();
+  // By itself it would end the process, at any moment of the start, or where nothing is to be reloaded. Who has read something that it has read again listens as well.
+  process.on('SIGHUP', () => undefined);
 
   // What is started is stopped in reverse order, however far the start came.
   await using stack = new AsyncDisposableStack();
@@ -122,8 +124,10 @@ async function serveHere(stack: AsyncDisposableStack, serving: Serving): Promise
 }
 
 async function serveInWorkers(stack: AsyncDisposableStack, serving: Serving): Promise<Ports> {
-  const workers = superviseWorkers({ ...serving, serving: serving.config.workers });
+  // Before them: it tells of them until they have ended, and a port that is taken is found before anything runs that would have to be ended.
   await openTelemetry(stack, serving.config, async () => textOfSeveral(await workers.metrics()), () => workers.readiness());
+  // Nobody is answered in between: this turn of the event loop goes on.
+  const workers = superviseWorkers({ ...serving, serving: serving.config.workers });
   stack.defer(() => workers.stop());
   const reload = (): void => workers.signal('SIGHUP');
   process.on('SIGHUP', reload);

@@ -68,6 +68,10 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
   const has = (role: ProcessRole): boolean => (config.roles as readonly string[]).includes(role);
   const firstRole = (['tokenize', 'detokenize', 'admin'] as const).find(has)!;
 
+  // From before anything is read that it has read again.
+  const hangUps = new HangUps();
+  stack.defer(() => hangUps.end());
+
   // Identity and policy: files only, so their faults show before anything is started.
   const tlsFiles = { certificate: path(config.tls.certificate), key: path(config.tls.key), ca: path(config.tls.client_ca) };
   const revocation = await RevocationList.load({ crlFile: path(config.tls.revocation_list), caFile: tlsFiles.ca, maxAgeMs: milliseconds(config.tls.revocation_max_age), now });
@@ -222,7 +226,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
         ports.api = await listenSecure(api, host, apiPort, 'API', 'COFRE_API_PORT');
         stack.defer(() => drain(api, milliseconds(drainTimeout)));
       }
-      watchFiles(stack, { revocation, policy, listeners, record, log, now });
+      watchFiles(hangUps, { revocation, policy, listeners, record, log, now });
       sweep(stack, options, tenants, batching, now);
       return ports;
     },
@@ -239,7 +243,7 @@ interface Watched {
 }
 
 /** What changes while it runs: the revocation list and the certificates when their files do, all of them and the policies on SIGHUP. */
-function watchFiles(stack: AsyncDisposableStack, { revocation, policy, listeners, record, log, now }: Watched): void {
+function watchFiles(hangUps: HangUps, { revocation, policy, listeners, record, log, now }: Watched): void {
   const closeRevoked = (serials: ReadonlySet<string>): number => listeners.reduce((closed, tls) => closed + tls.closeRevoked(serials), 0);
   revocation.watch(1000, ({ outcome, reason, newlyRevoked }) => {
     if (outcome === 'refused') log.error('the revocation list was not reloaded', { reason: reason ?? '' });
@@ -254,8 +258,31 @@ function watchFiles(stack: AsyncDisposableStack, { revocation, policy, listeners
       await Promise.all([revocation.reload().then(({ newlyRevoked }) => closeRevoked(newlyRevoked)), ...listeners.map((tls) => tls.reload())]);
     })();
   };
-  process.on('SIGHUP', reload);
-  stack.defer(() => void process.off('SIGHUP', reload));
+  hangUps.each(reload);
+}
+
+/** SIGHUPs to this process, also those that come before somebody can do what they ask for. */
+class HangUps {
+  #came = false;
+  #then: (() => void) | null = null;
+  readonly #heard = (): void => {
+    if (this.#then === null) this.#came = true;
+    else this.#then();
+  };
+
+  constructor() {
+    process.on('SIGHUP', this.#heard);
+  }
+
+  /** Calls `then` at each from now on, and now if one came before. */
+  each(then: () => void): void {
+    this.#then = then;
+    if (this.#came) then();
+  }
+
+  end(): void {
+    process.off('SIGHUP', this.#heard);
+  }
 }
 
 /** Removes rows that ran out, each as the role that owns them, and ends tokens that are past their end. One process of a home does it. */

@@ -34,8 +34,8 @@ interface Task {
   readonly tickets: string;
 }
 
-/** What the primary says: an answer, or that the tickets' secret is another now. */
-type Order = { readonly kind: 'task'; readonly task: Task } | { readonly kind: 'tickets'; readonly tickets: string } | { readonly kind: 'metrics' };
+/** What the primary says: an answer, that the tickets' secret is another now, a question, or that it is time to end. */
+type Order = { readonly kind: 'task'; readonly task: Task } | { readonly kind: 'tickets'; readonly tickets: string } | { readonly kind: 'metrics' | 'stop' };
 
 type Message =
   | { readonly kind: 'ask' | 'rotate_tickets' }
@@ -58,6 +58,8 @@ interface Seat {
   readonly config: Config;
   readonly index: number;
   process: Process;
+  /** Whether its process has said its first word. Before, it hears nothing, and any signal ends it. */
+  listens: boolean;
   ports: Ports | null;
   readiness: Readiness | null;
   /** When a process of it last said that it serves; before the first one did, when that was started. */
@@ -103,14 +105,18 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
     // Its arguments show in a list of processes what it is for.
     cluster.setupPrimary({ exec: fileURLToPath(new URL('cofre.ts', import.meta.url)), args: seatConfig.roles.includes('sequencer') ? ['worker', 'sequencer'] : ['worker'] });
     const process = cluster.fork(overwriteFreedMemory);
-    const state: Seat = seat ?? { config: seatConfig, index, process, ports: null, readiness: null, heardMs: performance.now(), pauseMs: restartPauseMs, asked: [] };
+    const state: Seat = seat ?? { config: seatConfig, index, process, listens: false, ports: null, readiness: null, heardMs: performance.now(), pauseMs: restartPauseMs, asked: [] };
     state.process = process;
+    state.listens = false;
     let over = false;
     process.on('message', (message: Message) => {
       // What it said last may be heard after its end.
       if (over && message.kind !== 'failed') return;
       switch (message.kind) {
         case 'ask': {
+          state.listens = true;
+          // The signal that was to end it came when it had just begun to pass over signals.
+          if (stopping) return tellWorker(process, { kind: 'stop' });
           const give = (): void => tellWorker(process, { kind: 'task', task: { home, config: state.config, access, index, tickets: tickets.toString('base64') } });
           if (state === sequencer) give();
           else sequenced.then(give, () => undefined);
@@ -173,10 +179,11 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
   };
   setInterval(rotateTickets, ticketRotationMs).unref();
 
-  const end = async ({ process }: Seat): Promise<void> => {
+  const end = async ({ process, listens }: Seat): Promise<void> => {
     if (process.isDead()) return;
     const exit = new Promise<void>((done) => process.once('exit', () => done()));
-    process.process.kill('SIGTERM');
+    if (listens) tellWorker(process, { kind: 'stop' });
+    else process.process.kill('SIGTERM');
     // A worker has its own deadlines for calls in flight, the writers' included; one that outlives them hangs.
     const hung = setTimeout(() => process.process.kill('SIGKILL'), 4 * milliseconds(config.listeners.drain_timeout) + 10_000);
     await exit;
@@ -220,7 +227,8 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
         }),
       ),
     signal(name) {
-      for (const { process } of others()) process.process.kill(name);
+      // Who does not listen yet reads everything afresh.
+      for (const { process, listens } of others()) if (listens) process.process.kill(name);
     },
     async stop() {
       stopping = true;
@@ -246,15 +254,12 @@ export async function runWorkerProcess(): Promise<number> {
     process.stderr.write('cofre worker: is for cofre serve to start\n');
     return 2;
   }
-  /** A sequencer whose primary was killed ends at once: whoever starts the vault again reads what its predecessor noted, and a crash is a step of its work. */
-  let sequences = false;
-  const stopped = new Promise<void>((done) => {
-    process.once('SIGTERM', () => done());
-    // From a terminal Ctrl-C may reach the whole group; the primary decides.
-    process.on('SIGINT', () => undefined);
-    // The primary is gone, however it went.
-    process.once('disconnect', () => (sequences ? process.exit(1) : done()));
-  });
+  // They may reach the whole group, from a terminal or from who runs it as a service. The primary decides who ends when: a sequencer that went with the first
+  // would sign nothing of what the others leave. Who has something to reload listens as well.
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => undefined);
+  // A primary that is gone, however it went, is not waited for: Node's cluster ends this process as soon as its channel is closed. Whoever starts the vault
+  // again reads what its predecessor noted, so none may go on to write there.
+  const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
   // It went while this process spoke to it, as one does to open a listener, which will now never be: nothing has been served, and nobody is left to be told.
   cluster.worker?.once('error', () => process.exit(1));
   const tell = (message: Message): void => {
@@ -266,6 +271,7 @@ export async function runWorkerProcess(): Promise<number> {
   process.on('message', (message: Order) => {
     if (message.kind === 'task') take(message.task);
     else if (message.kind === 'tickets') secret?.take(Buffer.from(message.tickets, 'base64'));
+    else if (message.kind === 'stop') stop();
     else void metrics?.values().then((values) => tell({ kind: 'metrics', values }));
   });
   // What is said before somebody listens is lost, so it is asked for.
@@ -276,7 +282,7 @@ export async function runWorkerProcess(): Promise<number> {
     return 0;
   }
   const { home, config, access, index } = task;
-  sequences = config.roles.length === 1 && config.roles[0] === 'sequencer';
+  const sequences = config.roles.length === 1 && config.roles[0] === 'sequencer';
   const tickets = new TicketSecret({ secret: Buffer.from(task.tickets, 'base64'), ask: () => tell({ kind: 'rotate_tickets' }) });
   secret = tickets;
   const log = createLog(config.log.level);
