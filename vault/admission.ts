@@ -20,7 +20,7 @@ export interface AdmissionLimits {
   readonly maxBodyBytes: number;
 }
 
-/** What one caller has under way. */
+/** What one caller has under way. Large answers count among the bodies. */
 interface Share {
   requests: number;
   bodyBytes: number;
@@ -127,9 +127,25 @@ export class Admission {
       this.#report('too many bytes of bodies');
       return false;
     }
+    this.#hold(place, more);
+    return true;
+  }
+
+  #hold(place: Place, more: number): void {
     place.bodyBytes += more;
     place.share.bodyBytes += more;
     this.#bodyBytes += more;
+  }
+
+  /**
+   * Says that the answer to a request takes `bytes`, for as long as it has not left; beside bodies, which it counts like. False, and nothing is counted, where that is more than its caller may have.
+   * To be asked for answers that may be large and that a client could leave unread. Where its caller has nothing else, any answer may be given: it could never be had otherwise.
+   */
+  holdAnswer(request: IncomingMessage, bytes: number): boolean {
+    const place = (request as Admitted)[placeOf];
+    if (place === undefined || place.free) return false;
+    if (place.share.bodyBytes !== place.bodyBytes) return this.holdBody(request, place.bodyBytes + bytes);
+    this.#hold(place, bytes);
     return true;
   }
 

@@ -85,11 +85,13 @@ export function addAuditRoutes(app: FastifyInstance, deps: AuditDeps): void {
   app.get<{ Params: { '*': string } }>('/audit/tile/*', { config: facts('log_tile') }, async (request, reply) => {
     const { policyIds } = await admit(request);
     const { bytes, entries } = there(await log.resource(`tile/${request.params['*']}`));
+    // Entries that name a thousand tokens each make megabytes of it, which whoever does not read would leave here.
+    request.holdAnswer(bytes.length);
     reads.note(request.call, policyIds, entries ?? 'tile');
     return await reply.header('cache-control', 'private, max-age=31536000, immutable').type('application/octet-stream').send(bytes);
   });
 
-  app.get<{ Querystring: Static<typeof SearchQuery> }>('/audit/search', { config: facts('log_search'), schema: { querystring: SearchQuery } }, async (request) => {
+  app.get<{ Querystring: Static<typeof SearchQuery> }>('/audit/search', { config: facts('log_search'), schema: { querystring: SearchQuery } }, async (request, reply) => {
     const decision = await admit(request);
     const { from, to, before, limit = '100', ...values } = request.query;
     const query: LogQuery = {
@@ -102,7 +104,9 @@ export function addAuditRoutes(app: FastifyInstance, deps: AuditDeps): void {
     // Whoever looks for something tells what, before it is found. A token is named where every entry names one.
     const { token, ...criteria } = request.query;
     await deps.record({ kind: 'entry', entry: entryOf(request.call, { action: 'log_search', decision, detail: criteria, ...(token === undefined ? {} : { tokens: { searched: [token] } }) }) });
-    return await log.search(query);
+    const found = Buffer.from(JSON.stringify(await log.search(query)));
+    request.holdAnswer(found.length);
+    return await reply.type('application/json; charset=utf-8').send(found);
   });
 }
 

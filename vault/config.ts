@@ -43,7 +43,7 @@ export const ConfigSchema = Type.Object(
       max_full_handshakes_per_certificate: Count(1200, 1, 1_000_000, 'Full handshakes of one certificate in a minute; one more connection is closed. Resumed sessions are not counted.'),
       handshake_timeout: Duration('10s', 'A connection may wait this long for its handshake, and then take this long for it.'),
       max_requests_per_caller: Count(512, 1, 100_000, 'Requests of one caller under way at once; one more is overloaded.'),
-      max_body_bytes_per_caller: Count(16 * 1024 * 1024, largestBody, 2 ** 40, 'Bytes that the bodies of one caller\'s requests under way may take together, a listener and process; a body beyond it is overloaded before it is read. The largest body, a batch of 1000 cards, has 1 MiB at most, and 100 kB as a rule; once it is parsed, 64 bytes are added for each of its values.'),
+      max_body_bytes_per_caller: Count(16 * 1024 * 1024, largestBody, 2 ** 40, 'Bytes that the bodies of one caller\'s requests under way may take together, a listener and process; a body beyond it is overloaded before it is read. The largest body, a batch of 1000 cards, has 1 MiB at most, and 100 kB as a rule; once it is parsed, 64 bytes are added for each of its values. What is read of the log counts among them.'),
       max_body_bytes: Count(64 * 1024 * 1024, largestBody, 2 ** 40, 'Of all callers\' requests. Beside others a caller takes no more than it leaves.'),
       request_timeout: Duration('10s', 'A request must have arrived whole within this time.'),
       answer_timeout: Duration('30s', 'An answer must have been read whole within this time.'),

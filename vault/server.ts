@@ -48,6 +48,8 @@ declare module 'fastify' {
     closing: boolean;
     /** To be called when the answer is made: see `Admission`. */
     dealtWith: () => void;
+    /** Counts a large answer of so many bytes to its caller's bodies. @throws VaultError `overloaded` where they would be too many: it is then not to be given. */
+    holdAnswer: (bytes: number) => void;
     /** Calls back once the answer has left, or cannot any more. */
     whenGone: (then: () => void) => void;
   }
@@ -178,6 +180,9 @@ export function createServer(options: ServerOptions): FastifyInstance {
   // On the prototype, and not closures of each request: with those the garbage of one request kept the next ones' alive until the whole heap was collected, 3 KB of each.
   app.decorateRequest('dealtWith', function (this: FastifyRequest) {
     admission.dealtWith(this.raw);
+  });
+  app.decorateRequest('holdAnswer', function (this: FastifyRequest, bytes: number) {
+    if (!admission.holdAnswer(this.raw, bytes)) throw new VaultError('overloaded');
   });
   app.decorateRequest('whenGone', function (this: FastifyRequest, then: () => void) {
     admission.whenGone(this.raw, then);

@@ -311,3 +311,26 @@ t.test('callers whose bodies take all they can leave room for another, half as m
   t.ok(takes(5, 6), 'and there is room for one more');
   t.same([...new Set(server.refusals)], ['too many bytes of bodies']);
 });
+
+t.test('large answers count among a caller\'s bodies until they have left; where it has nothing else, any may be given', async (t) => {
+  const server = await serve(t, 100);
+  const { admission } = server;
+  const begun = async (name: string): Promise<{ request: IncomingMessage; response: ServerResponse }> => {
+    (await server.connect()).write(get(name));
+    return await server.until(name);
+  };
+  const [first, second, body] = [await begun('first'), await begun('second'), await begun('body')];
+  t.ok(admission.holdAnswer(first.request, 250), 'more than a caller may have, and alone');
+  t.notOk(admission.holdAnswer(second.request, 1), 'beside it nothing');
+  t.notOk(admission.holdBody(body.request, 1), 'nor a body');
+  admission.dealtWith(first.request);
+  first.response.end();
+  await once(first.response, 'close');
+  t.ok(admission.holdBody(body.request, 40));
+  t.notOk(admission.holdAnswer(second.request, 61));
+  t.ok(admission.holdAnswer(second.request, 60), 'no more together than bodies alone');
+  t.ok(admission.holdBody(body.request, 0));
+  t.notOk(admission.holdBody(body.request, 41), 'and it counts on');
+  t.notOk(admission.holdAnswer(first.request, 1), 'what is gone takes nothing more');
+  t.same([...new Set(server.refusals)], ['too many bytes of bodies']);
+});
