@@ -3,7 +3,7 @@ import type { ClientBase } from 'pg';
 import { encodeBatchLeaf } from './batch-leaf.ts';
 import { writerName } from './chain.ts';
 import { decodeBundle, encodeBundle } from './entry.ts';
-import { blockEntries, facetKey, facetNames, tokenKey } from './search-keys.ts';
+import { blockEntries, facetKey, facetNames, facetPairs, pairKey, tokenKey } from './search-keys.ts';
 import type { FacetName } from './search-keys.ts';
 import { batchOfRow } from './store.ts';
 import type { BatchRow } from './store.ts';
@@ -192,31 +192,61 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
   return { items, next: known.length > query.limit ? items.at(-1)!.index : reached > begin ? reached : null };
 }
 
+/** Entries `begin` to `end` (exclusive), and the facets that a block has which holds one of them that is looked for. */
+interface SearchedPart {
+  readonly begin: number;
+  readonly end: number;
+  readonly facets: readonly bigint[];
+}
+
 /** Whatever is known by its block: the blocks that hold all the values, from the newest on. */
 async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<Found> {
-  const facets = facetNames.flatMap((name) => (query[name] === undefined ? [] : [facetKey(name, query[name])]));
   const needles = needlesOf(query);
   const items: FoundEntry[] = [];
   let size = 0;
   let looked = 0;
-  for (let until = end; until > begin; ) {
-    const blocks = facets.length === 0 ? everyBlock(begin, until) : await blocksWith(client, logId, facets, Math.floor(begin / blockEntries), Math.ceil(until / blockEntries));
-    if (blocks.length === 0) break;
-    for (const block of blocks) {
-      const from = Math.max(block * blockEntries, begin);
-      const to = Math.min((block + 1) * blockEntries, until);
-      for (const { found, bytes } of (await readFound(client, logId, from, to, needles)).toReversed()) {
-        if (!matches(found.entry, query)) continue;
-        if (items.length === query.limit || size >= maxFoundBytes) return { items, next: items.at(-1)!.index };
-        items.push(found);
-        size += bytes;
+  for (const part of await partsOf(client, logId, query, begin, end)) {
+    for (let until = part.end; until > part.begin; ) {
+      const first = Math.floor(part.begin / blockEntries);
+      const blocks = part.facets.length === 0 ? everyBlock(part.begin, until) : await blocksWith(client, logId, part.facets, first, Math.ceil(until / blockEntries));
+      if (blocks.length === 0) break;
+      for (const block of blocks) {
+        const from = Math.max(block * blockEntries, part.begin);
+        const to = Math.min((block + 1) * blockEntries, until);
+        for (const { found, bytes } of (await readFound(client, logId, from, to, needles)).toReversed()) {
+          if (!matches(found.entry, query)) continue;
+          if (items.length === query.limit || size >= maxFoundBytes) return { items, next: items.at(-1)!.index };
+          items.push(found);
+          size += bytes;
+        }
+        looked += to - from;
+        until = from;
+        if (looked >= maxLookedThrough && until > begin) return { items, next: until };
       }
-      looked += to - from;
-      until = from;
-      if (looked >= maxLookedThrough && until > begin) return { items, next: until };
     }
   }
   return { items, next: null };
+}
+
+/** The parts of a log, newest first, by what their blocks are known by: pairs of values only where the log's row says that they were kept of every entry (migration 0013). */
+async function partsOf(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<SearchedPart[]> {
+  const asked = facetNames.filter((name) => query[name] !== undefined);
+  const singles = asked.map((name) => facetKey(name, query[name]!));
+  const pairs = facetPairs.filter(([first, second]) => query[first] !== undefined && query[second] !== undefined);
+  if (pairs.length === 0) return [{ begin, end, facets: singles }];
+  const { rows } = await client.query<{ paired_from: string; paired_to: string }>({ name: 'log-paired', text: 'SELECT paired_from, paired_to FROM logs WHERE log_id = $1::int', values: [logId] });
+  const from = Number(rows[0]?.paired_from ?? 0);
+  const to = Number(rows[0]?.paired_to ?? 0);
+  // Pairs come first: they are the rarest, and the first one's blocks are walked.
+  const paired = [
+    ...pairs.map(([first, second]) => pairKey(first, query[first]!, second, query[second]!)),
+    ...asked.filter((name) => !pairs.some((pair: readonly FacetName[]) => pair.includes(name))).map((name) => facetKey(name, query[name]!)),
+  ];
+  return [
+    { begin: Math.max(begin, to), end, facets: singles },
+    { begin: Math.max(begin, from), end: Math.min(end, to), facets: paired },
+    { begin, end: Math.min(end, from), facets: singles },
+  ].filter((part) => part.begin < part.end);
 }
 
 const blocksAtOnce = 32;

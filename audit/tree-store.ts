@@ -5,7 +5,7 @@ import type { RestartStore } from './restart.ts';
 import { LogFault } from './sequencer.ts';
 import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain } from './sequencer.ts';
 import type { LogView } from './log-watch.ts';
-import { facetKey } from './search-keys.ts';
+import { SearchKeyReader } from './search-keys.ts';
 import { batchOfRow } from './store.ts';
 import type { BatchRow } from './store.ts';
 
@@ -13,7 +13,7 @@ const stateCode: Readonly<Record<ChainState, number>> = { open: 0, closed: 1, su
 const stateOf: readonly ChainState[] = ['open', 'closed', 'succeeded', 'distrusted'];
 
 /** What a log's first leaf is found by (`charter.ts`). */
-const charterFacets: readonly bigint[] = [facetKey('action', 'log.start'), facetKey('outcome', 'allowed')];
+const charterFacets: readonly bigint[] = new SearchKeyReader().read({ action: 'log.start', outcome: 'allowed' }).facets;
 
 interface ChainRow {
   writer: string;
@@ -44,7 +44,7 @@ export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes
     async create({ head, firstLeaf, at }: NewLog) {
       await inTransaction(pool, async (tx) => {
         const { rowCount } = await tx.query(
-          'INSERT INTO logs (log_id, origin, size, root, started_at, first_leaf) VALUES ($1::int, $2::text, $3::bigint, $4::bytea, $5::timestamptz, $6::bytea) ON CONFLICT DO NOTHING',
+          'INSERT INTO logs (log_id, origin, size, root, started_at, first_leaf, paired_from, paired_to) VALUES ($1::int, $2::text, $3::bigint, $4::bytea, $5::timestamptz, $6::bytea, 0, $3::bigint) ON CONFLICT DO NOTHING',
           [head.logId, head.origin, head.size, head.root, at, firstLeaf],
         );
         if (rowCount !== 1) return true;
@@ -206,7 +206,9 @@ async function writeStep(tx: ClientBase, from: LogHead, step: Advance): Promise<
   // The row's lock makes rivals wait here, and then find that they lost.
   const { rowCount } = await tx.query({
     name: 'log-advance',
-    text: 'UPDATE logs SET size = $1::bigint, root = $2::bytea WHERE log_id = $3::int AND size = $4::bigint AND root = $5::bytea AND NOT EXISTS (SELECT 1 FROM logs l WHERE l.log_id > $3::int)',
+    // Entries since `paired_from` have facets of pairs. If one was appended meanwhile by a Cofre that does not write them, that begins anew.
+    text: `UPDATE logs SET size = $1::bigint, root = $2::bytea, paired_from = CASE WHEN paired_to = $4::bigint THEN paired_from ELSE $4::bigint END, paired_to = $1::bigint
+           WHERE log_id = $3::int AND size = $4::bigint AND root = $5::bytea AND NOT EXISTS (SELECT 1 FROM logs l WHERE l.log_id > $3::int)`,
     values: [step.size, step.root, logId, from.size, from.root],
   });
   if (rowCount !== 1) return false;

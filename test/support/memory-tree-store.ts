@@ -5,7 +5,7 @@
 import type { Test } from 'tap';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
-import { facetKey } from '../../audit/search-keys.ts';
+import { SearchKeyReader } from '../../audit/search-keys.ts';
 import { LogFault, Sequencer, type Advance, type LogHead, type SequencerOptions, type TreeStore, type Witness } from '../../audit/sequencer.ts';
 import { changedTiles } from '../../audit/tiles.ts';
 import type { LogView } from '../../audit/log-watch.ts';
@@ -105,7 +105,7 @@ export class MemoryVault {
             if (tables().logs.has(log.head.logId)) return;
             tables().logs.set(log.head.logId, { head: log.head, firstLeaf: log.firstLeaf });
             tables().tiles.set('0/0', log.head.root);
-            for (const key of [facetKey('action', 'log.start'), facetKey('outcome', 'allowed')]) tables().facets.add(`${key} 0`);
+            for (const key of new SearchKeyReader().read({ action: 'log.start', outcome: 'allowed' }).facets) tables().facets.add(`${key} 0`);
             this.#heads.add(`1 ${log.head.root.toString('hex')}`);
           }),
         ),

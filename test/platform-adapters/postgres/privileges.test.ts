@@ -39,7 +39,7 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
   outbox: { tokenize: { insert: 'all' }, detokenize: { insert: 'all' }, admin: { insert: 'all' }, relay: { select: 'all', delete: true }, sequencer: { select: ['writer', 'number'] } },
   // The tree is read by whoever writes to the log, to see that its batches stand in it, and written by the sequencer only.
-  logs: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['size', 'root'] } },
+  logs: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['size', 'root', 'paired_from', 'paired_to'] } },
   log_chains: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['next', 'previous', 'formed_at', 'state', 'reason'] } },
   log_batches: { ...readByWriters, sequencer: { select: 'all', insert: 'all' } },
   log_tiles: { ...readByWriters, sequencer: { select: 'all', insert: 'all', update: ['hashes'] } },
