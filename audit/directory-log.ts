@@ -18,7 +18,7 @@ const abandonedAfterMs = 60 * 60_000;
 /**
  * The files of a log in `folder`, which is made with the first file.
  *
- * Reading follows no symbolic link that stands for a file. @throws Error of one line, from each method, that names the file.
+ * Reading follows no symbolic link that stands for a file; writing follows none below `folder`, neither for a file nor for a folder. @throws Error of one line, from each method, that names the file.
  */
 export function directoryFiles(folder: string): WritableLogFiles {
   const root = resolve(folder);
@@ -26,9 +26,8 @@ export function directoryFiles(folder: string): WritableLogFiles {
   const syncs = new FolderSyncs();
 
   async function prepare(): Promise<void> {
-    await makeFolder(join(root, incoming), syncs);
-    // A copy may come from somebody else: a link would have files removed, and written, wherever it leads.
-    if (!(await lstat(join(root, incoming))).isDirectory()) throw Object.assign(new Error('not a folder'), { code: 'ENOTDIR' });
+    await makeFolder(root, syncs);
+    await makeFolderInside(root, incoming, syncs);
     for (const name of (await readdir(join(root, incoming))).filter((entry) => temporaryName.test(entry))) {
       const path = join(root, incoming, name);
       const status = await lstat(path).catch(() => null);
@@ -49,7 +48,7 @@ export function directoryFiles(folder: string): WritableLogFiles {
         await file.close();
       }
       const folderOf = dirname(join(root, path));
-      await makeFolder(folderOf, syncs);
+      await makeFolderInside(root, dirname(path), syncs);
       await rename(temporary, join(root, path));
       await syncs.sync(folderOf);
     } catch (error) {
@@ -90,6 +89,10 @@ export function directoryFiles(folder: string): WritableLogFiles {
         throw new Error(`${join(root, path)}: cannot be read (${codeOf(error)})`, { cause: error });
       });
       if (there !== null) {
+        // Else a file that lies elsewhere would be taken for the copy's.
+        await makeFolderInside(root, dirname(path), syncs).catch((error: unknown) => {
+          throw new Error(`${join(root, path)}: cannot be written (${codeOf(error)})`, { cause: error });
+        });
         // Another run may have died between giving it its name and syncing that.
         await syncs.sync(dirname(join(root, path)));
         return false;
@@ -119,6 +122,22 @@ async function makeFolder(folder: string, syncs: FolderSyncs): Promise<void> {
     if (codeOf(error) !== 'EEXIST' || !(await stat(folder)).isDirectory()) throw error;
   }
   await syncs.sync(dirname(folder));
+}
+
+/**
+ * Makes `path`, which is relative, below `root`. The root may be reached by a link, since whoever runs the export names it; what lies in it may come from
+ * somebody else, and a link there would have files removed, and written, wherever it leads. Who may change the copy while it is written is not stopped by this.
+ *
+ * @throws Error with a code if one of the folders is a link, or no folder.
+ */
+async function makeFolderInside(root: string, path: string, syncs: FolderSyncs): Promise<void> {
+  let folder = root;
+  for (const name of path.split('/').filter((part) => part !== '.')) {
+    folder = join(folder, name);
+    const there = await lstat(folder).catch(() => null);
+    if (there === null) await makeFolder(folder, syncs);
+    if (!(there ?? (await lstat(folder))).isDirectory()) throw Object.assign(new Error('not a folder'), { code: 'ENOTDIR' });
+  }
 }
 
 /** Syncs folders, once for all who wait for the same one: hundreds of tiles lie in one. */

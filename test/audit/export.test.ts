@@ -1,5 +1,5 @@
 import { chmodSync, mkdirSync, readdirSync, readFileSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import t from 'tap';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { directoryFiles } from '../../audit/directory-log.ts';
@@ -178,12 +178,28 @@ t.test('what a crash left in a folder is not taken for a file, and goes in time;
   const files = directoryFiles(folder);
   await t.rejects(files.read('checkpoint', 100), { message: `${folder}/checkpoint: is not a file` });
   t.equal(await files.read('tile/0/000', 100), null);
-  await t.rejects(files.create('tile/0/000', Buffer.from('x')), { message: `${folder}/tile/0/000: cannot be written (EEXIST)` });
+  await t.rejects(files.create('tile/0/000', Buffer.from('x')), { message: `${folder}/tile/0/000: cannot be written (ENOTDIR)` });
   t.same(readdirSync(join(folder, '.incoming')).filter((name) => /^(?:12-.|note)$/u.test(name)).sort(), ['12-4', '12-5', 'note'], 'what a run left an hour ago is gone, and nothing else');
   mkdirSync(join(folder, 'linked'));
   symlinkSync(join(folder, 'elsewhere'), join(folder, 'linked/.incoming'));
   await t.rejects(directoryFiles(join(folder, 'linked')).create('checkpoint', Buffer.from('x')), { message: /linked\/checkpoint: cannot be written \(ENOTDIR\)$/u });
   t.same(readdirSync(join(folder, 'elsewhere')), ['12-3'], 'nor anything where a link leads');
+  mkdirSync(join(folder, 'outside'));
+  writeFileSync(join(folder, 'outside/000'), 'theirs');
+  for (const [name, link, path] of [['the folder of tiles', 'tile', 'tile/0/000'], ['a folder of bundles', 'tile/entries/x001', 'tile/entries/x001/001'], ['where a file of that name is', 'tile/0', 'tile/0/000']] as const) {
+    const copy = join(folder, `copy of ${name}`);
+    mkdirSync(dirname(join(copy, link)), { recursive: true });
+    symlinkSync(join(folder, 'outside'), join(copy, link));
+    const linked = directoryFiles(copy);
+    await t.rejects(linked.create(path, Buffer.from('x')), { message: `${copy}/${path}: cannot be written (ENOTDIR)` }, name);
+    await t.rejects(linked.replace(path, Buffer.from('x')), { message: `${copy}/${path}: cannot be written (ENOTDIR)` }, name);
+  }
+  t.same(readdirSync(join(folder, 'outside')), ['000'], 'nothing is written where a link leads');
+  t.equal(readFileSync(join(folder, 'outside/000'), 'utf8'), 'theirs');
+  mkdirSync(join(folder, 'real'));
+  symlinkSync(join(folder, 'real'), join(folder, 'named'));
+  t.equal(await directoryFiles(join(folder, 'named')).create('tile/0/000', Buffer.from('x')), true, 'the copy itself may be named by a link');
+  t.same(readFileSync(join(folder, 'real/tile/0/000'), 'utf8'), 'x');
   writeFileSync(join(folder, 'large'), 'more than ten');
   await t.rejects(files.read('large', 10), { message: `${folder}/large: is larger than it can be` });
   symlinkSync('/etc/hostname', join(folder, 'link'));
