@@ -19,6 +19,8 @@ import { leafHash } from './merkle.ts';
 import type { NoteVerifier } from './note.ts';
 import { bundlePath, tilePath, tileWidth, tileWidthAt } from './tiles.ts';
 import type { BundleRef, TileRef } from './tiles.ts';
+import { AlertCheck } from './told-alerts.ts';
+import type { ToldAlerts } from './told-alerts.ts';
 
 export interface VerifyOptions {
   /** The log's public key, or that of another log of the same vault. */
@@ -47,6 +49,8 @@ export interface LogReport {
   readonly continued: readonly string[];
   /** Older checkpoints of an earlier log of the vault, which this one cannot tell of. */
   readonly earlier: readonly string[];
+  /** What the log itself tells of that was wrong when it was written; no finding about the log. */
+  readonly alerts: ToldAlerts;
 }
 
 const hashBytes = 32;
@@ -58,7 +62,7 @@ export async function verifyLog(source: LogSource, options: VerifyOptions): Prom
   const { onProgress, readAhead = 4 } = options;
 
   // 1. The signed statement, without which there is nothing to verify.
-  const failed = (finding: Finding): LogReport => ({ holds: false, checkpoint: null, totals: noTotals, findings: [finding], found: 1, continued: [], earlier: [] });
+  const failed = (finding: Finding): LogReport => ({ holds: false, checkpoint: null, totals: noTotals, findings: [finding], found: 1, continued: [], earlier: [], alerts: { count: 0, first: [] } });
   const note = await tryRead(() => source.checkpoint());
   if (note instanceof Error) return failed({ code: 'file_unreadable', file: 'checkpoint', message: note.message });
   if (note === null) return failed({ code: 'checkpoint_missing', file: 'checkpoint', message: 'there is no checkpoint: this is no log, or a copy of one that was never completed' });
@@ -83,6 +87,7 @@ export async function verifyLog(source: LogSource, options: VerifyOptions): Prom
   const reads = new ReadAhead(source, size, readAhead, findings);
   const tree = new TreeCheck(size, (ref) => reads.tile(ref), findings, older.map((one) => one.checkpoint.size));
   const chains = new ChainCheck({ origin: checkpoint.origin, certifier: keys.certifier, findings });
+  const alerts = new AlertCheck();
   const bundles = Math.ceil(size / tileWidth);
   for (let index = 0; index < bundles; index++) {
     const width = tileWidthAt(0, index, size);
@@ -97,6 +102,7 @@ export async function verifyLog(source: LogSource, options: VerifyOptions): Prom
       for (const [place, entry] of entries.entries()) leafHash(entry).copy(hashes, place * hashBytes);
       await tree.bundle(index, hashes);
       await chains.bundle(first, bundle, entries);
+      alerts.bundle(first, bundle, entries);
     }
     if (index % 4 === 3 || index === bundles - 1) onProgress?.({ done: first + width, total: size });
   }
@@ -123,7 +129,7 @@ export async function verifyLog(source: LogSource, options: VerifyOptions): Prom
       else findings.add({ code: 'older_checkpoint_differs', file: name, message: `${name}: the charter of the log names another end of ${before.origin} than the one that was signed` });
     } else earlier.push(name);
   }
-  return { holds: findings.count === 0, checkpoint, totals: chains.totals, findings: findings.list(), found: findings.count, continued, earlier };
+  return { holds: findings.count === 0, checkpoint, totals: chains.totals, findings: findings.list(), found: findings.count, continued, earlier, alerts: alerts.told };
 }
 
 /** The entries of a bundle; null, and a finding, if it does not hold as many as it must. */

@@ -366,3 +366,24 @@ t.test('findings are bounded, and counted beyond', async (t) => {
   t.match(await verify(log), { holds: false, found: 300, findings: { length: 100 } });
   t.match(await verify(log, log.files, { maxFindings: 7 }), { found: 300, findings: { length: 7 } });
 });
+
+t.test('alerts that the log itself tells of are reported, and are no findings', async (t) => {
+  const log = await MadeLog.start();
+  const writer = await log.writer();
+  await log.publish();
+  t.match(await verify(log), { holds: true, alerts: { count: 0, first: [] } });
+  const indexes: number[] = [];
+  for (let n = 0; n < 25; n += 1) {
+    const at = log.now();
+    const alert = encodeEntry({ action: 'log.alert', at, outcome: 'failed', detail: { kind: 'batch_distrusted', reason: n === 1 ? 'a\u001b[2J line\nand more' : `reason ${n}`, writer: '00' } });
+    // What only mentions one is none.
+    const other = encodeEntry({ action: 'log_search', at, outcome: 'allowed', detail: { action: 'log.alert' } });
+    indexes.push(log.batch(writer, [other, alert]) + 2);
+  }
+  log.batch(writer, 300);
+  await log.publish();
+  const report = await verify(log);
+  t.match(report, { holds: true, found: 0, alerts: { count: 25 } });
+  t.same(report.alerts.first.map(({ index }) => index), indexes.slice(0, 20));
+  t.match(report.alerts.first.slice(0, 2), [{ kind: 'batch_distrusted', reason: 'reason 0', at: /^2026-/u }, { reason: 'a?[2J line?and more' }]);
+});

@@ -12,7 +12,8 @@ export const verifyCommand: Command = {
   help: `cofre audit verify DIR|s3://BUCKET/PREFIX --vkey KEY [--checkpoint FILE]... [--json]
 
 Verifies a copy of the log: recomputes the tree from its entries, checks all signatures and the chain of every writer, and names what
-is wrong. Needs no vault. Exit code 1 if anything is.
+is wrong. Needs no vault. Exit code 1 if anything is. Alerts that the vault itself put into its log (log.alert) are told of, and do not
+change the exit code: the log holds them.
 
   --vkey KEY         public key of the log, or a file that holds it: got from the vault's owner, not from the copy
   --checkpoint FILE  a checkpoint that was kept from earlier, which the log must continue; of a witness file (.jsonl) the last one.
@@ -36,9 +37,9 @@ async function run(call: Call): Promise<number> {
     progress.end();
     copy.close();
   });
-  const { holds, checkpoint, totals, findings, found, continued, earlier } = report;
+  const { holds, checkpoint, totals, findings, found, continued, earlier, alerts } = report;
   if (call.flags.has('json')) {
-    process.stdout.write(`${JSON.stringify({ holds, origin: checkpoint?.origin ?? null, size: checkpoint?.size ?? null, root: checkpoint?.root.toString('base64') ?? null, totals, found, findings, continued, earlier })}\n`);
+    process.stdout.write(`${JSON.stringify({ holds, origin: checkpoint?.origin ?? null, size: checkpoint?.size ?? null, root: checkpoint?.root.toString('base64') ?? null, totals, found, findings, continued, earlier, alerts })}\n`);
     return holds ? 0 : 1;
   }
   const lines = findings.map(({ code, message }) => `${code}: ${message}`);
@@ -46,6 +47,11 @@ async function run(call: Call): Promise<number> {
   for (const name of continued) lines.push(`continues ${name}`);
   for (const name of earlier) lines.push(`says nothing about ${name}, which is of an earlier log of this vault`);
   if (totals.earlier > 0) lines.push(`${count(totals.earlier)} of the writers follow one that only the earlier log tells of`);
+  if (alerts.count > 0) {
+    lines.push(`tells of ${count(alerts.count)} ${alerts.count === 1 ? 'alert' : 'alerts'} of the vault's own:`);
+    for (const { index, at, kind, reason } of alerts.first.slice(0, 5)) lines.push(`  entry ${index}, ${at}: ${kind}${reason === '' ? '' : `: ${reason}`}`);
+    if (alerts.count > 5) lines.push(`  … and ${count(alerts.count - 5)} more (cofre audit search --action log.alert)`);
+  }
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   const what = checkpoint === null ? address : `${address}: ${count(checkpoint.size)} entries of ${checkpoint.origin}, ${count(totals.batches)} batches of ${count(totals.writers)} writers`;
   lines.push(holds ? `${what}: all in order (${seconds} s)` : `${what}: ${count(found)} ${found === 1 ? 'finding' : 'findings'} (${seconds} s)`);
