@@ -7,8 +7,9 @@ import { writerName } from '../../audit/chain.ts';
 import { LogFault, Sequencer, type SequencerOptions } from '../../audit/sequencer.ts';
 import { postgresTreeStore, readDistrusted } from '../../audit/tree-store.ts';
 import { adminConnection } from '../../platform-adapters/postgres/connect.ts';
-import { freshDatabase, withClient, type FreshDatabase } from '../support/database.ts';
-import { origin, readTables, signer, signerPem, TestWriter, verifyLog, type Expectations, type Sink } from '../support/log-tables.ts';
+import { withClient, type FreshDatabase } from '../support/database.ts';
+import { LogDatabase } from '../support/log-database.ts';
+import { origin, signer, signerPem, verifyLog, type Expectations, type TestWriter } from '../support/log-tables.ts';
 import { settle, type Alert } from '../support/memory-tree-store.ts';
 
 const tables = ['writers', 'batches', 'logs', 'log_chains', 'log_batches', 'log_tiles', 'log_checkpoints', 'log_tokens', 'log_facets'] as const;
@@ -18,33 +19,21 @@ class Vault {
   readonly alerts: Alert[] = [];
   readonly published: string[] = [];
   readonly database: FreshDatabase;
+  readonly log: LogDatabase;
   readonly #t: Test;
-  readonly #writing: Client;
 
-  private constructor(t: Test, database: FreshDatabase, writing: Client) {
+  private constructor(t: Test, log: LogDatabase) {
     this.#t = t;
-    this.database = database;
-    this.#writing = writing;
+    this.log = log;
+    this.database = log.database;
   }
 
   static async open(t: Test): Promise<Vault> {
-    const database = await freshDatabase(t);
-    const writing = new Client(database.connect('tokenize'));
-    writing.on('error', () => undefined);
-    await writing.connect();
-    t.teardown(() => writing.end());
-    return new Vault(t, database, writing);
+    return new Vault(t, await LogDatabase.open(t));
   }
 
-  readonly sink: Sink = async (chain, batch) => {
-    await this.#writing.query('BEGIN');
-    if (batch.number === 0n) await chain.register(this.#writing);
-    await chain.append(this.#writing, batch);
-    await this.#writing.query('COMMIT');
-  };
-
-  async writer(options: Parameters<typeof TestWriter.start>[1] = {}): Promise<TestWriter> {
-    return await TestWriter.start(this.sink, options);
+  async writer(options: Parameters<LogDatabase['writer']>[0] = {}): Promise<TestWriter> {
+    return await this.log.writer(options);
   }
 
   pool(settings: object = {}): Pool {
@@ -66,12 +55,8 @@ class Vault {
     });
   }
 
-  /** As the owner of the tables, past the triggers that guard them. */
   async tamper(...statements: readonly string[]): Promise<void> {
-    await withClient(adminConnection(this.database.adminUrl), async (client) => {
-      await client.query('ALTER TABLE batches DISABLE TRIGGER USER; ALTER TABLE writers DISABLE TRIGGER USER');
-      for (const statement of statements) await client.query(statement);
-    });
+    await this.log.tamper(...statements);
   }
 
   /** Statements that keep a copy of the log's tables. */
@@ -85,7 +70,7 @@ class Vault {
   }
 
   async verify(t: Test, message: string, expected: Expectations = {}): Promise<void> {
-    await withClient(adminConnection(this.database.adminUrl), async (client) => void (await verifyLog(t, await readTables(client), message, { published: this.published, ...expected })));
+    await verifyLog(t, await this.log.tables(), message, { published: this.published, ...expected });
   }
 
   async one<Row extends object>(text: string): Promise<Row> {

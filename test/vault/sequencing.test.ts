@@ -5,7 +5,6 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Client } from 'pg';
 import t, { type Test } from 'tap';
 import type { Entry } from '../../audit/entry.ts';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
@@ -18,8 +17,9 @@ import { openSequencing, type Sequencing } from '../../vault/bin/sequencing.ts';
 import { openWriter, type WriterContext } from '../../vault/bin/writers.ts';
 import { readConfig } from '../../vault/config.ts';
 import { executeEntries, type EntryOperation, type EntryOutcome } from '../../vault/transaction.ts';
-import { freshDatabase, withClient, type FreshDatabase } from '../support/database.ts';
-import { origin, readTables, signer, signerPem, TestWriter, verifyLog, type LogTables, type Sink } from '../support/log-tables.ts';
+import { withClient, type FreshDatabase } from '../support/database.ts';
+import { LogDatabase } from '../support/log-database.ts';
+import { origin, signer, signerPem, TestWriter, verifyLog, type LogTables, type Sink } from '../support/log-tables.ts';
 
 const configText = `log: { origin: ${origin}, checkpoint_interval: 50ms, max_unsigned: 2s, max_clock_back: 1s }\nlisteners: { drain_timeout: 5s }\n`;
 const config = readConfig(configText, 'cofre.config.yaml', {});
@@ -27,30 +27,20 @@ const config = readConfig(configText, 'cofre.config.yaml', {});
 class Vault {
   readonly database: FreshDatabase;
   readonly lines: string[] = [];
+  readonly sink: Sink;
   readonly #t: Test;
-  readonly #writing: Client;
+  readonly #log: LogDatabase;
 
-  private constructor(t: Test, database: FreshDatabase, writing: Client) {
+  private constructor(t: Test, log: LogDatabase) {
     this.#t = t;
-    this.database = database;
-    this.#writing = writing;
+    this.#log = log;
+    this.database = log.database;
+    this.sink = log.sink;
   }
 
   static async open(t: Test): Promise<Vault> {
-    const database = await freshDatabase(t);
-    const writing = new Client(database.connect('tokenize'));
-    writing.on('error', () => undefined);
-    await writing.connect();
-    t.teardown(() => writing.end());
-    return new Vault(t, database, writing);
+    return new Vault(t, await LogDatabase.open(t));
   }
-
-  readonly sink: Sink = async (chain, batch) => {
-    await this.#writing.query('BEGIN');
-    if (batch.number === 0n) await chain.register(this.#writing);
-    await chain.append(this.#writing, batch);
-    await this.#writing.query('COMMIT');
-  };
 
   home(): string {
     const home = mkdtempSync(join(tmpdir(), 'cofre-sequencing-'));
@@ -73,14 +63,11 @@ class Vault {
   }
 
   async tables(): Promise<LogTables> {
-    return await withClient(adminConnection(this.database.adminUrl), (client) => readTables(client));
+    return await this.#log.tables();
   }
 
   async query(...statements: readonly string[]): Promise<void> {
-    await withClient(adminConnection(this.database.adminUrl), async (client) => {
-      await client.query('ALTER TABLE batches DISABLE TRIGGER USER; ALTER TABLE writers DISABLE TRIGGER USER');
-      for (const statement of statements) await client.query(statement);
-    });
+    await this.#log.tamper(...statements);
   }
 }
 
