@@ -2,11 +2,12 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { Type } from 'typebox';
 import type { Static } from 'typebox';
-import type { LogQuery, SearchResult } from '../audit/log-reader.ts';
+import type { LogsAnswer, LogsQuery } from '../audit/search-logs.ts';
 import { entryOf } from './call.ts';
 import { VaultError } from './errors.ts';
 import type { LogReads } from './log-reads.ts';
 import type { Decision, Policy } from './policy.ts';
+import { readSearchTime, searchTimePattern } from './search-time.ts';
 import type { RouteFacts } from './server.ts';
 import type { EntryOperation } from './transaction.ts';
 
@@ -18,7 +19,8 @@ export interface ServedLog {
   vkey(): Promise<string | null>;
   /** What stands at a path of tlog-tiles (`tile/…`); of an entry bundle also which entries it holds, `to` not among them. */
   resource(path: string): Promise<{ readonly bytes: Buffer; readonly entries: { readonly from: number; readonly to: number } | null } | null>;
-  search(query: LogQuery): Promise<SearchResult>;
+  /** Null if `beforeIn` is none of the logs in the database. */
+  search(query: LogsQuery): Promise<LogsAnswer | null>;
 }
 
 export interface AuditDeps {
@@ -33,7 +35,7 @@ export interface AuditDeps {
 
 const facts = (action: string): RouteFacts => ({ action, cards: 'none', maxBodyBytes: 16 * 1024, audited: true });
 
-const Time = Type.String({ pattern: '^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,3})?)?Z)?$', description: 'Of UTC: a day, or a time that ends in Z.' });
+const Time = Type.String({ pattern: searchTimePattern, description: 'Of UTC: a day, or a time that ends in Z.' });
 const Word = Type.String({ pattern: '^[a-z_.]{1,64}$' });
 /** What a search may ask for; a query string is text, so numbers are checked by their form. */
 export const SearchQuery = Type.Object(
@@ -47,7 +49,7 @@ export const SearchQuery = Type.Object(
     purpose: Type.Optional(Word),
     from: Type.Optional(Time),
     to: Type.Optional(Time),
-    before: Type.Optional(Type.String({ pattern: '^(0|[1-9][0-9]{0,14})$', description: 'Entries before this index: `next` of the last answer.' })),
+    before: Type.Optional(Type.String({ pattern: '^(0|[1-9][0-9]{0,14})(@[1-9][0-9]{0,5})?$', description: 'Entries before this index, of the log in use or of the earlier one whose number stands behind the `@`: `next` of the last answer.' })),
     limit: Type.Optional(Type.String({ pattern: '^([1-9][0-9]{0,2}|1000)$', description: 'At most 1000; 100 unless said.' })),
   },
   { additionalProperties: false },
@@ -94,24 +96,28 @@ export function addAuditRoutes(app: FastifyInstance, deps: AuditDeps): void {
   app.get<{ Querystring: Static<typeof SearchQuery> }>('/audit/search', { config: facts('log_search'), schema: { querystring: SearchQuery } }, async (request, reply) => {
     const decision = await admit(request);
     const { from, to, before, limit = '100', ...values } = request.query;
-    const query: LogQuery = {
+    const [index, logNumber] = before?.split('@') ?? [];
+    const query: LogsQuery = {
       ...values,
       limit: Number(limit),
-      ...(before === undefined ? {} : { before: Number(before) }),
+      ...(index === undefined ? {} : { before: Number(index) }),
+      ...(logNumber === undefined ? {} : { beforeIn: Number(logNumber) }),
       ...(from === undefined ? {} : { from: timeOf(from) }),
       ...(to === undefined ? {} : { to: timeOf(to) }),
     };
     // Whoever looks for something tells what, before it is found. A token is named where every entry names one.
     const { token, ...criteria } = request.query;
     await deps.record({ kind: 'entry', entry: entryOf(request.call, { action: 'log_search', decision, detail: criteria, ...(token === undefined ? {} : { tokens: { searched: [token] } }) }) });
-    const found = Buffer.from(JSON.stringify(await log.search(query)));
+    const answer = await log.search(query);
+    if (answer === null) throw new VaultError('invalid_request');
+    const found = Buffer.from(JSON.stringify(answer));
     request.holdAnswer(found.length);
     return await reply.type('application/json; charset=utf-8').send(found);
   });
 }
 
 function timeOf(text: string): Date {
-  const time = new Date(text);
-  if (Number.isNaN(time.getTime())) throw new VaultError('invalid_request');
+  const time = readSearchTime(text);
+  if (time === null) throw new VaultError('invalid_request');
   return time;
 }

@@ -16,6 +16,7 @@ import { consistencyProof, frontierOf, inclusionProof, leafHash, verifyConsisten
 import { ArchiveFault, archiveLogs, pruneLogs, sampleArchive } from '../../audit/retention.ts';
 import type { Archive, PruneOptions, RetentionStore } from '../../audit/retention.ts';
 import { postgresRetentionStore } from '../../audit/retention-store.ts';
+import type { LogsAnswer, LogsQuery } from '../../audit/search-logs.ts';
 import { verifyLog } from '../../audit/fsck.ts';
 import { bundlePath, tilePath, tileReader, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { postgresLogView } from '../../audit/tree-store.ts';
@@ -337,17 +338,18 @@ await t.test('from the pruned database: every later entry is proven, the log goe
   const lowest = await lowestBatch();
   const { rows } = await owner.query<{ at: Date }>('SELECT formed_at AS at FROM log_batches WHERE first_index = $1', [lowest]);
   const searchable_from = { index: lowest, time: rows[0]!.at.toISOString() };
-  t.match(await served.search({ token: 'tok_3', limit: 10 }), { items: [], next: null, searchable_from });
-  t.match(await served.search({ token: 'tok_2500', limit: 10 }), { items: [{ entry: { request: 'r-2500' } }], searchable_from });
+  const search = async (query: LogsQuery): Promise<LogsAnswer> => (await served.search(query))!;
+  t.match(await search({ token: 'tok_3', limit: 10 }), { items: [], next: null, searchable_from });
+  t.match(await search({ token: 'tok_2500', limit: 10 }), { items: [{ entry: { request: 'r-2500' } }], searchable_from });
   let found = 0;
-  for (let before: number | null = Number.MAX_SAFE_INTEGER; before !== null; ) {
-    const page: Awaited<ReturnType<typeof served.search>> = await served.search({ caller: 'spiffe://cofre.test/tenant/acme/service/checkout', before: Math.min(before, 1e9), limit: 900 });
+  for (let before: number | string | null = Number.MAX_SAFE_INTEGER; before !== null; ) {
+    const page: LogsAnswer = await search({ caller: 'spiffe://cofre.test/tenant/acme/service/checkout', before: Math.min(Number(before), 1e9), limit: 900 });
     found += page.items.length;
     before = page.next;
   }
   t.ok(found > 1500, `${found}`);
-  t.match(await served.search({ action: 'validate', from: new Date('2020-01-01'), to: monthsAgo(4), limit: 10 }), { items: [], searchable_from });
-  t.match((await served.search({ limit: 1000, to: monthsAgo(2) })).items.length > 0, true);
+  t.match(await search({ action: 'validate', from: new Date('2020-01-01'), to: monthsAgo(4), limit: 10 }), { items: [], searchable_from });
+  t.match((await search({ limit: 1000, to: monthsAgo(2) })).items.length > 0, true);
 });
 
 await t.test('an instance whose witness is months old reads what is gone from the archive', async (t) => {

@@ -3,7 +3,8 @@ import { spawn } from 'node:child_process';
 import { appendFileSync, lstatSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import t from 'tap';
-import { decodeBundle } from '../../audit/entry.ts';
+import { directoryFiles } from '../../audit/directory-log.ts';
+import { decodeBundle, encodeEntry } from '../../audit/entry.ts';
 import { encodeVkey } from '../../audit/note.ts';
 import { auditCommands } from '../support/audit-commands.ts';
 import { serveLog } from '../support/log-server.ts';
@@ -49,6 +50,8 @@ t.test('help is on standard output with exit code 0, and what is not understood 
     [['verify', 'x', '--vkey', '/nowhere'], 'cofre audit verify: --vkey is neither a public key nor a file that can be read (ENOENT)'],
     [['prove', '-1'], 'cofre audit prove: an option is not understood; cofre audit prove --help lists them'],
     [['prove', '1.5'], 'cofre audit prove: INDEX is to be the number of an entry, from 0 on'],
+    [['search', '--from', '2026-02-31'], 'cofre audit search: --from is no time of UTC that there is, like 2026-11-25 or 2026-11-25T10:00:00Z'],
+    [['search', '--to', '2026-11-25 10:00'], 'cofre audit search: --to is no time of UTC that there is, like 2026-11-25 or 2026-11-25T10:00:00Z'],
     [['prove', '1', '--from', 'https://127.0.0.1'], 'cofre audit prove: a copy is in a folder, or in a bucket as s3://bucket/prefix'],
   ];
   for (const [args, line] of cases) t.same(await audit(args), { code: 2, out: '', err: `${line}\n` }, args.join(' '));
@@ -108,6 +111,29 @@ t.test('a log is exported, again when it has grown, and verified with nothing bu
   t.match(found.out, new RegExp(`^batch_signature: .*\nentry_changed: entry ${index} in tile/entries/002 is not the one that the log signs\ntile_missing: tile/0/004 is missing\n.*: 3 findings \\(\\d+\\.\\d s\\)\n$`, 'u'));
   t.match(JSON.parse((await audit(['verify', copy, '--vkey', key, '--json'])).out), { holds: false, found: 3, findings: [{ code: 'batch_signature' }, { code: 'entry_changed', entry: index, to: index, file: 'tile/entries/002' }, { code: 'tile_missing' }] });
   t.match(await audit(['verify', join(folder, 'nothing'), '--vkey', key]), { code: 1, out: /^checkpoint_missing: there is no checkpoint/u, err: '' });
+});
+
+t.test('alerts that a log holds are told of, and change nothing about it', async (t) => {
+  const log = await MadeLog.start();
+  const writer = await log.writer();
+  const alert = (reason?: string): Buffer => encodeEntry({ action: 'log.alert', at: new Date('2026-01-02T03:04:05.678Z'), outcome: 'failed', detail: { kind: 'archive', ...(reason === undefined ? {} : { reason }) } });
+  const first = log.batch(writer, [alert('a bundle is gone')]) + 1;
+  await log.publish();
+  const folder = t.testdir();
+  const copy = directoryFiles(folder);
+  const publish = async (): Promise<void> => {
+    for (const [path, bytes] of log.files.files) await copy.replace(path, bytes);
+  };
+  await publish();
+  const one = await audit(['verify', folder, '--vkey', log.vkey]);
+  t.match(one, { code: 0, err: '' });
+  t.match(one.out, new RegExp(`^tells of 1 alert of the vault's own:\n  entry ${first}, 2026-01-02T03:04:05.678Z: archive: a bundle is gone\n.*: all in order`, 'u'));
+  for (let n = 0; n < 6; n += 1) log.batch(writer, [alert()]);
+  await log.publish();
+  await publish();
+  const all = await audit(['verify', folder, '--vkey', log.vkey]);
+  t.match(all.out, /^tells of 7 alerts of the vault's own:\n(?: {2}entry \d+, .*\n){5} {2}… and 2 more \(cofre audit search --action log\.alert\)\n.*: all in order/u);
+  t.match(JSON.parse((await audit(['verify', folder, '--vkey', log.vkey, '--json'])).out), { holds: true, alerts: { count: 7, first: [{ index: first, at: '2026-01-02T03:04:05.678Z', kind: 'archive', reason: 'a bundle is gone' }] } });
 });
 
 t.test('one entry is proven from the vault or from a copy, and the proof holds by itself', async (t) => {

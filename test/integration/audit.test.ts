@@ -28,7 +28,12 @@ async function signed(appliance: Appliance): Promise<number> {
   }
 }
 
-const found = (out: string): { index: number; entry: Record<string, unknown> }[] => out.split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as { index: number; entry: Record<string, unknown> });
+interface Found {
+  readonly origin: string;
+  readonly index: number;
+  readonly entry: Record<string, unknown>;
+}
+const found = (out: string): Found[] => out.split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as Found);
 
 await t.test('what callers did is exported, verified, found and proven', { timeout: 120_000 }, async (t) => {
   const appliance = await startAppliance(t);
@@ -64,6 +69,7 @@ await t.test('what callers did is exported, verified, found and proven', { timeo
   t.same(found((await audit(appliance, 'search', '--from', '2100-01-01', '--json')).out), []);
   t.same(found((await audit(appliance, 'search', '--to', '2001-01-01T00:00:00Z', '--json')).out), []);
   t.match(await audit(appliance, 'search', '--outcome', 'maybe'), { code: 1, err: /answered 400/u });
+  t.ok(found(ofToken.out).every(({ origin }) => origin === 'cofre.dev/log'));
 
   const { index } = found(ofToken.out)[0]!;
   const proof = join(folder, 'detokenize.tlog-proof');
@@ -97,7 +103,7 @@ await t.test('nobody else reads it, and nothing else is there', async (t) => {
   }
   const auditor = appliance.client('auditor', { admin: true });
   for (const path of ['tile/0/001', 'tile/0/000', 'tile/9/000', 'tile/0/0', 'tile/entries/000.p/256', 'tile/entries/x001/000', 'tile/../checkpoint', 'tile/0/000.p/0', 'checkpoint/x', 'tile/']) isProblem(t, await auditor.get(`/audit/${path}`), 'not_found');
-  for (const query of ['limit=0', 'limit=1001', 'limit=x', 'before=-1', 'from=yesterday', 'from=2026-13-45', 'outcome=none', 'token=a%20b', 'caller=x', 'more=1', 'token=a&token=b']) isProblem(t, await auditor.get(`/audit/search?${query}`), 'invalid_request');
+  for (const query of ['limit=0', 'limit=1001', 'limit=x', 'before=-1', 'from=yesterday', 'from=2026-13-45', 'from=2026-02-31', 'to=2026-02-31T00:00Z', 'before=5@2', 'before=5@x', 'before=5@', 'outcome=none', 'token=a%20b', 'caller=x', 'more=1', 'token=a&token=b']) isProblem(t, await auditor.get(`/audit/search?${query}`), 'invalid_request');
   isProblem(t, await appliance.client('auditor').get('/audit/checkpoint'), 'not_found');
 });
 
@@ -154,6 +160,19 @@ await t.test('over an older database the vault does not start, until a new log t
   t.match(await audit(appliance, 'verify', fresh, '--vkey', vkey), { code: 0, out: /all in order/u });
   t.match(await audit(appliance, 'verify', old, '--vkey', vkey), { code: 0, out: /all in order/u }, 'the key is the same under both names');
   t.match(await audit(appliance, 'export', old), { code: 1, err: /the copy is of the log cofre\.dev\/log, not of cofre\.dev\/log\/2/u }, 'a copy is of one log');
+
+  // What the backup held of the old log is searched behind the new one, and what only a copy has is told of.
+  const ofKept = await audit(appliance, 'search', '--token', kept, '--json');
+  t.same(found(ofKept.out).map(({ origin, entry }) => [origin, entry['action']]), [['cofre.dev/log/2', 'validate'], ['cofre.dev/log', 'tokenize']]);
+  t.equal(ofKept.err, `cofre.dev/log, an earlier log of this vault, is searched as far as the database has it: ${told.had.toLocaleString('en')} of ${told.predecessor.size.toLocaleString('en')} entries; only a copy of it holds the others\n`);
+  t.same(found((await audit(appliance, 'search', '--token', lost, '--json')).out).map(({ origin, entry }) => [origin, entry['action']]), [['cofre.dev/log/2', 'validate']]);
+  const charters = await audit(appliance, 'search', '--action', 'log.start', '--json');
+  t.same(found(charters.out).map(({ origin, index }) => [origin, index]), [['cofre.dev/log/2', 0], ['cofre.dev/log', 0]]);
+  const answer = (await appliance.client('auditor', { admin: true }).get('/audit/search?action=log.start')).json() as { next: unknown; earlier_logs: unknown };
+  t.equal(answer.next, `${told.had}@1`);
+  t.match(answer.earlier_logs, [{ origin: 'cofre.dev/log', entries: told.had, signed: told.predecessor.size }]);
+  isProblem(t, await appliance.client('auditor', { admin: true }).get('/audit/search?before=5@3'), 'invalid_request');
+
   await appliance.restart();
   t.equal((await appliance.client('checkout').post('/v1/validate', { token: kept })).json()['status'], 'active', 'it starts again');
 });

@@ -1,9 +1,10 @@
 /** The log in the database as `vault/audit-routes.ts` serves it. */
 import { Pool } from 'pg';
 import type { ClientConfig } from 'pg';
-import { MissingEntries, readBundle, searchLog } from '../../audit/log-reader.ts';
+import { MissingEntries, readBundle } from '../../audit/log-reader.ts';
 import { encodeVkey } from '../../audit/note.ts';
 import type { NoteSigner } from '../../audit/note.ts';
+import { searchLogs } from '../../audit/search-logs.ts';
 import { parsePath, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { readCheckpoint, readHead, readTile } from '../../audit/tree-store.ts';
 import type { ServedLog } from '../audit-routes.ts';
@@ -42,9 +43,6 @@ export function serveLog(stack: AsyncDisposableStack, connection: ClientConfig, 
         throw error;
       }
     },
-    async search(query) {
-      const head = await readHead(pool);
-      return head === null ? { items: [], next: null, searchable_from: { index: 0, time: null } } : await searchLog(pool, head.logId, head.size, query);
-    },
+    search: (query) => searchLogs(pool, query, key),
   };
 }

@@ -19,7 +19,7 @@ export const proveCommand: Command = {
   help: `cofre audit prove INDEX [--from DIR|s3://BUCKET/PREFIX] [--out FILE] [--vkey KEY] [options]
 
 Writes a proof (c2sp.org/tlog-proof) that the entry with this index is in the log. It holds the entry, and is checked with nothing but
-the log's public key.
+the log's public key. A vault proves entries of the log in use; those of one before it are proven from a copy of that.
 
   --from ADDRESS  take it from a copy; default from the vault
   --out FILE      where to write it; default standard output
