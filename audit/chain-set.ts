@@ -23,10 +23,9 @@ export class ChainSet<Chain extends { readonly writer: bigint }> {
     return this.#active.get(writer) ?? this.#quiet.get(writer);
   }
 
-  /** Adds a chain as the one that moved last, unless it is `quiet`. */
-  add(chain: Chain, quiet = false): void {
-    if (quiet) this.#quiet.set(chain.writer, chain);
-    else this.moved(chain);
+  /** Adds a chain as the one that moved last. */
+  add(chain: Chain): void {
+    this.moved(chain);
   }
 
   /** A chain moved: it is looked at each time, as long as few others move after it. */

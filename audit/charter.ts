@@ -13,7 +13,7 @@ import { emptyRoot, leafHash } from './merkle.ts';
 import { encodeEntry } from './entry.ts';
 import { openNote, signNote } from './note.ts';
 import type { NoteSigner, NoteVerifier } from './note.ts';
-import type { NewLog } from './sequencer.ts';
+import type { NewLog } from './sequenced-log.ts';
 import { writerName } from './chain.ts';
 
 export interface CarriedWriter {
@@ -38,6 +38,13 @@ export const maxCarried = 40;
 /** Origin of the `logId`-th log of a vault that calls its log `name`. */
 export function originOf(name: string, logId: number): string {
   return logId === 1 ? name : `${name}/${logId}`;
+}
+
+/** The number of the log with this origin; null if it is none of the vault that calls its logs `name`. */
+export function logIdOf(origin: string, name: string): number | null {
+  if (origin === name) return 1;
+  const match = origin.startsWith(`${name}/`) ? /^(?:[2-9]|[1-9][0-9]{1,5})$/u.exec(origin.slice(name.length + 1)) : null;
+  return match === null ? null : Number(match[0]);
 }
 
 /** A log of one leaf, its charter, signed. @throws what the signer throws, and RangeError if too many writers are carried. */

@@ -17,7 +17,7 @@ import { rangeText } from './findings.ts';
 import type { Finding, Findings } from './findings.ts';
 import { openNote } from './note.ts';
 import type { NoteVerifier } from './note.ts';
-import { predecessorOf } from './sequencer.ts';
+import { predecessorOf } from './succession.ts';
 
 type Parsed = Readonly<Record<string, unknown>>;
 

@@ -13,7 +13,7 @@ import { consistencyProof, inclusionProof, leafHash, verifyConsistency, verifyIn
 import { encodeVkey, parseVkey } from './note.ts';
 import type { NoteSigner } from './note.ts';
 import { tileReader } from './tiles.ts';
-import type { LogHead } from './sequencer.ts';
+import type { LogHead } from './sequenced-log.ts';
 
 /** What is read of the tree. Every method may throw. */
 export interface LogView {

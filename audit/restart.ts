@@ -9,8 +9,9 @@ import { openCheckpoint } from './checkpoint.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import { encodeVkey, parseVkey } from './note.ts';
 import type { NoteSigner, NoteVerifier } from './note.ts';
-import { LogFault, Sequencer } from './sequencer.ts';
-import type { LogHead, TreeStore, Witness } from './sequencer.ts';
+import { LogFault } from './sequenced-log.ts';
+import { Sequencer } from './sequencer.ts';
+import type { LogHead, TreeStore, Witness } from './sequenced-log.ts';
 
 export interface RestartStore extends TreeStore {
   /** Closes the chains of these writers: nothing more of them is taken. */

@@ -2,15 +2,16 @@
 import type { ClientBase, Pool } from 'pg';
 import type { Batch } from './chain.ts';
 import type { RestartStore } from './restart.ts';
-import { LogFault } from './sequencer.ts';
-import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain } from './sequencer.ts';
+import { LogFault } from './sequenced-log.ts';
+import type { Advance, ChainState, LogHead, NewLog, RegisteredWriter, StoredChain } from './sequenced-log.ts';
 import type { LogView } from './log-watch.ts';
 import { SearchKeyReader } from './search-keys.ts';
 import { batchOfRow } from './store.ts';
 import type { BatchRow } from './store.ts';
 
-const stateCode: Readonly<Record<ChainState, number>> = { open: 0, closed: 1, succeeded: 2, distrusted: 3 };
-const stateOf: readonly ChainState[] = ['open', 'closed', 'succeeded', 'distrusted'];
+const stateCode: Readonly<Record<ChainState, number>> = { open: 0, closed: 1, distrusted: 3 };
+/** 2 is what a chain was marked with that another writer named as ended: it says nothing, since anybody may be named. */
+const stateOf: readonly ChainState[] = ['open', 'closed', 'open', 'distrusted'];
 
 /** What a log's first leaf is found by (`charter.ts`). */
 const charterFacets: readonly bigint[] = new SearchKeyReader().read({ action: 'log.start', outcome: 'allowed' }).facets;
@@ -95,14 +96,7 @@ export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes
                ORDER BY writer, number`,
         values: [positions.map(({ writer }) => writer), positions.map(({ next }) => next), limit, maxBytes, maxBundle],
       });
-      return rows.map((row) => {
-        try {
-          return batchOfRow(BigInt(row.writer), row);
-        } catch {
-          // Of a kind that was never written.
-          return batchOfRow(BigInt(row.writer), { ...row, kind: 0, signature: Buffer.alloc(0) });
-        }
-      });
+      return rows.map((row) => batchOrForged(BigInt(row.writer), row));
     },
     async batch(writer, number): Promise<Batch | null> {
       const { rows } = await pool.query<BatchRow>(
@@ -110,7 +104,7 @@ export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes
          FROM batches WHERE writer = $1::bigint AND number = $2::bigint`,
         [writer, number, maxBundle],
       );
-      return rows[0] === undefined ? null : batchOfRow(writer, rows[0]);
+      return rows[0] === undefined ? null : batchOrForged(writer, rows[0]);
     },
     async placed(logId, from, maxBytes) {
       const { rows } = await pool.query<BatchRow & { writer: string; first_index: string }>({
@@ -153,6 +147,15 @@ export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes
         return true;
       }),
   };
+}
+
+/** A batch as its row has it; one that nobody signed where that is of a kind that was never written. */
+function batchOrForged(writer: bigint, row: BatchRow): Batch {
+  try {
+    return batchOfRow(writer, row);
+  } catch {
+    return batchOfRow(writer, { ...row, kind: 0, signature: Buffer.alloc(0) });
+  }
 }
 
 /** Chains that nothing is taken of any more, and why: the ones with which the sequencer was most recently at odds. */

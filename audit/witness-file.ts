@@ -8,7 +8,7 @@
 import { mkdirSync, readdirSync } from 'node:fs';
 import { open, readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import type { Witness } from './sequencer.ts';
+import type { Witness } from './sequenced-log.ts';
 import { syncFolder } from './sync-folder.ts';
 
 const fileName = /^checkpoints-[0-9]{4}-[0-9]{2}\.jsonl$/u;

@@ -59,7 +59,7 @@ await t.test('a clean stop leaves every chain closed under the last checkpoint, 
   await sleep(1000);
   await appliance.kill9();
   await appliance.start();
-  await until('the successions', async () => [...(await tablesNow()).chains.values()].filter(({ state }) => state === 'succeeded').length === 4);
+  await until('the successors', async () => [...(await tablesNow()).chains.values()].filter(({ state }) => state === 'open').length === 8);
   await appliance.stop();
   const tables = await tablesNow();
   const entries = await verifyLog(t, tables, 'after a kill', { verifier, complete: [] });

@@ -11,7 +11,7 @@ import type { LogSource } from '../../audit/log-source.ts';
 import { Frontier, leafHash } from '../../audit/merkle.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
 import { Sequencer } from '../../audit/sequencer.ts';
-import type { TreeStore, Witness } from '../../audit/sequencer.ts';
+import type { TreeStore, Witness } from '../../audit/sequenced-log.ts';
 import { changedTiles, TileBuilder, tilePath, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { postgresTreeStore } from '../../audit/tree-store.ts';
 import { createWriterConnector } from '../../platform-adapters/postgres/writer-connector.ts';

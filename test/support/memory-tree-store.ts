@@ -6,7 +6,8 @@ import type { Test } from 'tap';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
 import { SearchKeyReader } from '../../audit/search-keys.ts';
-import { LogFault, Sequencer, type Advance, type LogHead, type SequencerOptions, type TreeStore, type Witness } from '../../audit/sequencer.ts';
+import { LogFault, type Advance, type LogHead, type TreeStore, type Witness } from '../../audit/sequenced-log.ts';
+import { Sequencer, type SequencerOptions } from '../../audit/sequencer.ts';
 import { changedTiles } from '../../audit/tiles.ts';
 import type { LogView } from '../../audit/log-watch.ts';
 import { LogTables, origin, signer, verifyLog, type Expectations } from './log-tables.ts';
@@ -111,7 +112,7 @@ export class MemoryVault {
         ),
       firstLeaf: (logId) => gated(() => tables().logs.get(logId)!.firstLeaf),
       tile: (_logId, level, index) => gated(() => tables().tiles.get(`${level}/${index}`) ?? null),
-      chains: () => gated(() => [...tables().chains.values()].filter(({ state }) => state === 'open' || state === 'succeeded').sort((a, b) => (a.position.formedAt?.getTime() ?? 0) - (b.position.formedAt?.getTime() ?? 0))),
+      chains: () => gated(() => [...tables().chains.values()].filter(({ state }) => state === 'open').sort((a, b) => (a.position.formedAt?.getTime() ?? 0) - (b.position.formedAt?.getTime() ?? 0))),
       chain: (writer) => gated(() => tables().chains.get(writer) ?? null),
       newWriters: (since) => gated(() => [...tables().writers].filter(([writer, { startedAt }]) => !tables().chains.has(writer) && (since === null || startedAt > since)).map(([writer, { startedAt }]) => ({ writer, startedAt }))),
       certificates: (writers) => gated(() => writers.flatMap((writer) => (tables().writers.has(writer) ? [{ writer, certificate: tables().writers.get(writer)!.certificate }] : []))),
