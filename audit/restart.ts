@@ -3,17 +3,20 @@
  * cannot be brought back, and a log must never take anything back; so the new one has a name of its own, and its charter names the old one's last
  * checkpoint for everybody to see.
  */
-import { maxCarried, newLog, originOf } from './charter.ts';
-import type { CarriedWriter } from './charter.ts';
+import { logIdOf, maxCarried, newLog, originOf, readCharter } from './charter.ts';
 import { openCheckpoint } from './checkpoint.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import { encodeVkey, parseVkey } from './note.ts';
 import type { NoteSigner, NoteVerifier } from './note.ts';
 import { LogFault } from './sequenced-log.ts';
-import { Sequencer } from './sequencer.ts';
 import type { LogHead, TreeStore, Witness } from './sequenced-log.ts';
+import { provenStanding } from './standing.ts';
+import type { Written } from './standing.ts';
+import { loadTree } from './tree-loading.ts';
 
 export interface RestartStore extends TreeStore {
+  /** Every writer that the database knows of, by its registration or its chain. */
+  written(): Promise<readonly Written[]>;
   /** Closes the chains of these writers: nothing more of them is taken. */
   close(writers: readonly bigint[], reason: string): Promise<void>;
 }
@@ -30,7 +33,8 @@ export interface RestartedLog {
 /**
  * No process may be writing. Done again after a crash, it begins one more log, with nothing lost.
  *
- * @throws Error of one line if there is nothing to begin anew for, or a witness cannot be believed.
+ * @throws Error of one line if there is nothing to begin anew for, a witness cannot be believed, or what the database says of its chains is not what its
+ * own tree proves.
  */
 export async function restartLog(options: { readonly store: RestartStore; readonly witnesses: readonly Witness[]; readonly signer: NoteSigner; readonly name: string; readonly now: Date }): Promise<RestartedLog> {
   const { store, witnesses, signer, name, now } = options;
@@ -50,32 +54,29 @@ export async function restartLog(options: { readonly store: RestartStore; readon
   if (head !== null && head.origin === last.checkpoint.origin && head.size === last.checkpoint.size && head.root.equals(last.checkpoint.root)) {
     throw new Error('the log in the database is the one that was witnessed: there is no reason to begin another');
   }
-  // What stands in its tree and is not signed yet would be in no log: a sequencer that starts over it signs it.
-  const starts = async (): Promise<boolean> => {
+  const certifier = verifierOf(name, signer);
+  const faultOf = async (held: readonly Witness[]): Promise<LogFault | null> => {
     try {
-      await new Sequencer({ store, signer, name, witnesses, alert: async () => undefined, now: () => now }).open();
-      return true;
+      await loadTree({ store, signer, name, certifier, witnesses: held, signed: null, now: () => now });
+      return null;
     } catch (error) {
-      if (error instanceof LogFault) return false;
+      if (error instanceof LogFault) return error;
       throw error;
     }
   };
-  if (head !== null && head.size > 1 && (await starts())) {
+  // What stands in its tree and is not signed yet would be in no log: a sequencer that starts over it signs it.
+  if (head !== null && head.size > 1 && (await faultOf(witnesses)) === null) {
     throw new Error('the log in the database goes on from what was witnessed: start the vault, there is no reason to begin another');
   }
 
-  // What was committed and is in no tree that the database has: it goes on in the new log. All others have ended.
-  const chains = await store.chains();
-  const pending = new Set<bigint>();
-  for (const { writer, position } of chains) if ((await store.batch(writer, position.next)) !== null) pending.add(writer);
-  const going = chains.filter(({ writer, position }) => pending.has(writer) && position.next > 0n);
-  if (going.length > maxCarried) throw new Error(`the batches of ${going.length} writers are in no log: start the vault on its restored log first, or ask for help`);
-  const certificates = new Map((await store.certificates(going.map(({ writer }) => writer))).map(({ writer, certificate }) => [writer, certificate]));
-  const carried = going.flatMap(({ writer, position }): CarriedWriter[] => {
-    const certificate = certificates.get(writer);
-    return certificate === undefined ? [] : [{ writer, next: position.next, previous: position.previous, certificate }];
-  });
-  await store.close(chains.filter(({ writer }) => !pending.has(writer)).map(({ writer }) => writer), 'a new log was begun');
+  // What was committed and is in no tree that the database has: it goes on in the new log. All others have ended. By the tree, which must be whole for
+  // that, though it is an older one: what the database says beside it would be signed in the charter, and nobody could tell later.
+  const damaged = head === null ? null : await faultOf([]);
+  if (damaged !== null) throw new Error(`${damaged.message}. So nobody can tell which batches that log holds, and which a new one must: restore another backup`);
+  const charter = head === null ? null : readCharter(await store.firstLeaf(head.logId), [certifier]);
+  const { carried, ended } = await provenStanding(store, await store.written(), head, charter, certifier, now);
+  if (carried.length > maxCarried) throw new Error(`the batches of ${carried.length} writers are in no log: start the vault on its restored log first, or ask for help`);
+  await store.close(ended, 'a new log was begun');
 
   const logId = Math.max(last.logId, head?.logId ?? 0) + 1;
   const origin = originOf(name, logId);
@@ -87,11 +88,4 @@ export async function restartLog(options: { readonly store: RestartStore; readon
 
 function verifierOf(origin: string, { algorithm, publicKeySpki }: NoteSigner): NoteVerifier {
   return parseVkey(encodeVkey(origin, algorithm, publicKeySpki));
-}
-
-/** The number of the log with this origin; null if it is none of the vault that calls its logs `name`. */
-function logIdOf(origin: string, name: string): number | null {
-  if (origin === name) return 1;
-  const match = origin.startsWith(`${name}/`) ? /^(?:[2-9]|[1-9][0-9]{1,5})$/u.exec(origin.slice(name.length + 1)) : null;
-  return match === null ? null : Number(match[0]);
 }

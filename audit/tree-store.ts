@@ -125,6 +125,14 @@ export function postgresTreeStore(pool: Pool, maxBundle: number = maxBundleBytes
         }
       });
     },
+    async written() {
+      // Whoever took away one of the two has not taken away the other.
+      const { rows } = await pool.query<Partial<ChainRow> & { writer: string; last: string | null }>(
+        `SELECT writer, (SELECT max(number) FROM batches b WHERE b.writer = w.writer) AS last, next, previous, formed_at, state
+         FROM (SELECT writer FROM writers UNION SELECT writer FROM log_chains) AS w LEFT JOIN log_chains USING (writer) ORDER BY writer`,
+      );
+      return rows.map((row) => ({ writer: BigInt(row.writer), last: row.last === null ? null : BigInt(row.last), chain: row.state === null ? null : storedChain(row as ChainRow) }));
+    },
     async close(writers, reason) {
       await pool.query('UPDATE log_chains SET state = 1, reason = $2::text WHERE writer = ANY ($1::bigint[]) AND state IN (0, 2)', [writers, reason]);
     },

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { Client, Pool } from 'pg';
 import t, { type Test } from 'tap';
 import { writerName } from '../../audit/chain.ts';
+import { restartLog, type RestartedLog } from '../../audit/restart.ts';
 import { LogFault } from '../../audit/sequenced-log.ts';
 import { Sequencer, type SequencerOptions } from '../../audit/sequencer.ts';
 import { postgresTreeStore, readDistrusted } from '../../audit/tree-store.ts';
@@ -265,6 +266,31 @@ t.test('a database restored from an older backup is refused by whoever has the w
   sequencer.forget();
   await t.rejects(sequencer.step(), { message: /restored from an older backup/u });
   await t.resolves(vault.sequencer({ witnesses: [] }).open(), 'nobody else can know');
+});
+
+t.test('a backup of two logs ago: the start says which log it is of and what was left behind, and the new log names the newest', async (t) => {
+  const vault = await Vault.open(t);
+  const pool = vault.pool();
+  const witness = { publish: async (note: string) => void vault.published.push(note), last: async () => vault.published.at(-1) ?? null };
+  const restart = (): Promise<RestartedLog> => restartLog({ store: postgresTreeStore(pool), witnesses: [witness], signer, name: origin, now: new Date() });
+  const cut = await vault.writer();
+  await settle(vault.sequencer());
+  await cut.commit();
+  await vault.tamper(...vault.backUp());
+  await settle(vault.sequencer());
+  for (const number of [2, 3, 4]) {
+    await vault.writer();
+    await settle(vault.sequencer());
+    const newest = vault.published.at(-1)!.split('\n', 2);
+    await vault.tamper(...vault.restore());
+    const refusal = number === 2 ? /^a checkpoint of \d+ entries was witnessed, but the log in the database has \d+: the database was restored from an older backup/u : new RegExp(`^a checkpoint of the log ${newest[0]} was witnessed, and the database has ${origin}, which was left behind for it: the database was restored from a backup of before$`, 'u');
+    await t.rejects(vault.sequencer().open(), { message: refusal }, `before ${number}`);
+    t.match(await restart(), { origin: `${origin}/${number}`, predecessor: { origin: newest[0], size: Number(newest[1]) }, carried: 1 });
+    await settle(vault.sequencer());
+    t.match(await vault.one(`SELECT p.number::int FROM log_batches p WHERE writer = ${cut.id} AND log_id = ${number}`), { number: 1 }, 'what stood in no tree of the backup comes');
+    await t.rejects(restart(), { message: /is the one that was witnessed/u }, 'and once is enough');
+  }
+  t.same(vault.alerts, []);
 });
 
 t.test('a database that goes away and comes back, or does not answer, costs a step and nothing else', async (t) => {
