@@ -1,7 +1,5 @@
 /** PostgreSQL on a disk that is full: calls are refused and not half done, the vault goes on by itself once there is room, and nothing acknowledged is lost. */
-import { spawnSync } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, rmdirSync, statfsSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Client } from 'pg';
 import t from 'tap';
@@ -9,50 +7,13 @@ import { superviseEmbedded } from '../../platform-adapters/postgres/supervisor.t
 import { startAppliance, until } from '../support/appliance.ts';
 import type { FreshDatabase } from '../support/database.ts';
 import { Ledger } from '../support/ledger.ts';
+import { onSmallDisk } from '../support/small-disk.ts';
 
-const variable = 'COFRE_TEST_SMALL_DISK';
 const megabyte = 1024 * 1024;
-
-/**
- * Runs this file again where a small file system of its own is mounted: in a mount namespace, so that it goes with the process. Who is not root takes
- * a user namespace, in which root may mount, and another one to be itself again: PostgreSQL refuses uid 0.
- */
-function onSmallDisk(): string {
-  const given = process.env[variable];
-  if (given !== undefined) return given;
-  const folder = mkdtempSync(join(tmpdir(), 'cofre-disk-'));
-  const self = process.getuid!() === 0 ? '' : `unshare --user --map-user=${process.getuid!()} --map-group=${process.getgid!()} -- `;
-  const outer = process.getuid!() === 0 ? ['--mount'] : ['--user', '--map-root-user', '--mount'];
-  const mount = `mount -t tmpfs -o size=192m,mode=755 none '${folder}'`;
-  const may = spawnSync('unshare', [...outer, '--', '/bin/sh', '-c', `${mount} && ${self}true`], { encoding: 'utf8' });
-  if (may.status !== 0) throw new Error(`no small file system can be mounted here (${may.stderr.trim() || (may.error?.message ?? 'unshare failed')}): a full disk cannot be tried`);
-  const again = spawnSync('setpriv', ['--pdeathsig', 'KILL', '--', 'unshare', ...outer, '--', '/bin/sh', '-c', `${mount} && exec ${self}'${process.execPath}' '${import.meta.filename}'`], { stdio: 'inherit', env: { ...process.env, [variable]: folder } });
-  rmdirSync(folder);
-  process.exit(again.status ?? 1);
-}
-
-const disk = onSmallDisk();
-const postgres = await superviseEmbedded({ folder: join(disk, 'postgres'), diesWithParent: true }, () => undefined);
+const disk = onSmallDisk(import.meta.filename, '192m');
+const postgres = await superviseEmbedded({ folder: join(disk.folder, 'postgres'), diesWithParent: true }, () => undefined);
 t.teardown(() => postgres.stop());
 const database = { adminUrl: postgres.adminUrl } as FreshDatabase;
-const ballast = join(disk, 'ballast');
-
-const room = (): number => {
-  const { bavail, bsize } = statfsSync(disk);
-  return bavail * bsize;
-};
-
-/** Takes all room but so many bytes. PostgreSQL takes some of it meanwhile. */
-function fill(left: number): void {
-  const file = openSync(ballast, 'a');
-  try {
-    while (room() > left) writeSync(file, Buffer.alloc(Math.min(megabyte, room() - left), 1));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
-  } finally {
-    closeSync(file);
-  }
-}
 
 const appliance = await startAppliance(t, { database, config: { events: { outbox: true } } });
 const ready = async (): Promise<boolean> => ((await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as { ok: boolean }).ok;
@@ -65,7 +26,7 @@ for (const [what, isWal] of [['tables that cannot grow', false], ['a log of Post
     let before = ledger.counts.acknowledged;
     await until(() => ledger.counts.acknowledged > before + 100, 'the load');
     const refusedBefore = ledger.counts.refused + ledger.counts.unknown;
-    fill(isWal ? 0 : 256 * 1024);
+    disk.fill(isWal ? 0 : 256 * 1024);
     if (isWal) {
       // The rest of the current segment would last for long.
       const owner = new Client({ connectionString: postgres.adminUrl.replace(/\/\/cofre:[^@]*@/u, () => superuser()) });
@@ -75,8 +36,8 @@ for (const [what, isWal] of [['tables that cannot grow', false], ['a log of Post
       await owner.end().catch(() => undefined);
     }
     await until(() => ledger.counts.refused + ledger.counts.unknown > refusedBefore + 20, 'refusals');
-    t.ok(room() < megabyte, 'the disk is full');
-    rmSync(ballast);
+    t.ok(disk.room < megabyte, 'the disk is full');
+    disk.clear();
     before = ledger.counts.acknowledged;
     await until(() => ledger.counts.acknowledged > before + 100, 'the load to go on');
     await ledger.pause();
@@ -87,6 +48,6 @@ for (const [what, isWal] of [['tables that cannot grow', false], ['a log of Post
 
 /** The superuser's part of a URL. */
 function superuser(): string {
-  const passwords = JSON.parse(readFileSync(join(disk, 'postgres/cluster/passwords.json'), 'utf8')) as { postgres: string };
+  const passwords = JSON.parse(readFileSync(join(disk.folder, 'postgres/cluster/passwords.json'), 'utf8')) as { postgres: string };
   return `//postgres:${passwords.postgres}@`;
 }
