@@ -7,7 +7,7 @@ export type FacetName = (typeof facetNames)[number];
 
 /**
  * Members that are also looked up together. In a busy log nearly every block has each caller and, of somebody, a refusal: only a row for both tells where
- * they meet in one entry. Not caller and action, which meet in nearly every block where the caller occurs at all, and would double the rows of a block.
+ * they meet in one entry. Not caller and action, which meet in nearly every block where the caller occurs at all, and would nearly double the rows of a block.
  */
 export const facetPairs = [
   ['caller', 'outcome'],
