@@ -208,6 +208,19 @@ t.test('when the sequencer\'s own batches are tampered with, its process says so
   t.equal(alertsOf(await verifyLog(t, await vault.tables(), 'later')).length, 3, 'and no more');
 });
 
+t.test('what another writer says of the sequencer\'s own batches is told of, and the sequencer goes on', async (t) => {
+  const vault = await Vault.open(t);
+  const sequencing = await vault.sequence();
+  const accused = sequencing.writer.writer.toString(16).padStart(16, '0');
+  const liar = await TestWriter.start(vault.sink, { predecessor: { writer: accused, last: 999n, hash: Buffer.alloc(32, 7) } });
+  await until('the alert', async () => alertsOf(await verifyLog(t, await vault.tables(), 'as it stands')).length > 0);
+  t.same(sequencing.state(), { ok: true, detail: 'sequencing' });
+  await sequencing.end();
+  const tables = await vault.tables();
+  t.match(alertsOf(await verifyLog(t, tables, 'in the end', { complete: [] })), [{ kind: 'predecessor_missing', writer: accused, successor: liar.chain.name }]);
+  t.equal(tables.chains.get(sequencing.writer.writer)!.state, 'closed', 'by its own stop');
+});
+
 t.test('a log that is turned back under a running process stops it, in words, until it is set right', async (t) => {
   const vault = await Vault.open(t);
   const home = vault.home();
