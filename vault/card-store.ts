@@ -2,7 +2,7 @@
  * SQL of the cards table, one function a statement. Every function takes the transaction first.
  *
  * A writer's statements are planned once, mostly while the tables are empty, and the plan must be right when they are not
- * (docs/decisions/0050). The planner's own judgement is no help there: every index that begins with the tenant looks the same to it,
+ * (docs/decisions/0051). The planner's own judgement is no help there: every index that begins with the tenant looks the same to it,
  * and so does every order of a join. So nothing is left to it but the one good plan:
  *
  * - The sessions have every other kind of scan and join off (vault/writer-session.ts).
