@@ -54,6 +54,14 @@ export function filterBits(limit: number): number {
   return Math.max(2048, 2 ** Math.ceil(Math.log2(16 * limit)));
 }
 
+/**
+ * Zeroed memory of which no more is resident than was touched: it grows into its size with the groups of the day. A plain array comes from the C library, which under
+ * MALLOC_PERTURB_ (docker/find-node.js) writes all over it; what could be resized, V8 takes from the system by pages.
+ */
+function zeroPages(bytes: number): Uint8Array {
+  return new Uint8Array(new ArrayBuffer(bytes, { maxByteLength: bytes }), 0, bytes);
+}
+
 export class GuessSketch {
   readonly #mask: number;
   readonly #filterBytes: number;
@@ -80,15 +88,14 @@ export class GuessSketch {
     const bits = filterBits(limit);
     this.#mask = bits - 1;
     this.#filterBytes = bits / 8;
-    // Zeroed memory that is not touched costs nothing: it grows into its size with the groups of the day.
-    this.#cells = limit < minLimitForCells ? null : new Uint8Array(cells);
+    this.#cells = limit < minLimitForCells ? null : zeroPages(cells);
     this.#base = this.#cells === null ? 0 : crowd;
     const slots = slotBytes / this.#filterBytes;
     this.#sets = slots / ways;
     this.#groups = new Uint32Array(2 * slots);
     this.#tenants = new Int32Array(slots);
     this.#ones = new Uint32Array(slots);
-    this.#filters = new Uint8Array(slotBytes);
+    this.#filters = zeroPages(slotBytes);
     this.#unshared = new Uint8Array(slots);
     this.#full = this.#onesOf(limit - this.#base - 0.5);
     this.#shared = this.#cells === null ? this.#onesOf(Math.max(1, limit / 8) - 0.5) : 1;

@@ -1,4 +1,5 @@
 /** What the approximate counts get wrong, and how often: with fixed seeds, so that a figure is the same in every run. */
+import { spawnSync } from 'node:child_process';
 import t from 'tap';
 import { filterBits, GuessSketch, type GroupFilter, type SketchOptions } from '../../vault/guess-sketch.ts';
 import { sipHash, sipKey } from '../../vault/siphash.ts';
@@ -180,4 +181,15 @@ t.test('what waits to be shared is bounded where nobody takes it', async (t) => 
   const sketch = sketchOf(10, { slotBytes: 64 * 256 });
   for (let card = 0; card < 200_000; card += 1) add(sketch, card >> 2, card, 13);
   t.ok(sketch.unshared(1_000_000).length <= 64);
+});
+
+t.test('no more of it is resident than was touched, under the C library\'s settings of the vault too', async (t) => {
+  const program = `
+    const { GuessSketch } = await import(${JSON.stringify(new URL('../../vault/guess-sketch.ts', import.meta.url).href)});
+    const before = process.memoryUsage.rss();
+    globalThis.kept = new GuessSketch({ limit: 200, cells: ${sizes.cells}, slotBytes: ${sizes.slotBytes} });
+    console.log(process.memoryUsage.rss() - before);`;
+  const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { env: { ...process.env, MALLOC_PERTURB_: '90' }, encoding: 'utf8' });
+  t.match(stdout, /^[0-9]+\n$/u);
+  t.ok(Number(stdout) < 8 * 2 ** 20, `${stdout.trim()} of ${sizes.cells + sizes.slotBytes} bytes`);
 });
