@@ -11,9 +11,9 @@ import type { CarriedWriter, Charter } from './charter.ts';
 import { headerHashOf, leafHashOf, provenPlace, treeReader, wholeTile } from './committed-tree.ts';
 import type { Tree } from './committed-tree.ts';
 import { decodeBundle } from './entry.ts';
-import { certifiedKey, closes } from './live-chain.ts';
-import { frontierOf } from './merkle.ts';
-import type { HashReader } from './merkle.ts';
+import { certifiedKey, closes, follow } from './live-chain.ts';
+import { consistencyProof, frontierOf, verifyConsistency } from './merkle.ts';
+import type { Frontier, HashReader } from './merkle.ts';
 import type { NoteVerifier } from './note.ts';
 import { LogFault } from './sequenced-log.ts';
 import type { StoredChain, TreeStore } from './sequenced-log.ts';
@@ -58,6 +58,8 @@ export async function provenStanding(store: TreeStore, written: readonly Written
   /** By leaf hash: the batches that come next, which must not stand in the tree. */
   const next = new Map<string, Batch>();
   let from = Number.POSITIVE_INFINITY;
+  /** From this leaf on, nothing can have been taken out of the database. */
+  let wholeFrom = Number.POSITIVE_INFINITY;
   for (const { writer, last, chain } of written) {
     const position = chain?.position ?? { next: 0n, previous: noPredecessor, formedAt: null };
     const begins = charter?.carried.find((each) => each.writer === writer);
@@ -74,10 +76,13 @@ export async function provenStanding(store: TreeStore, written: readonly Written
     const certificate = registered?.certificate ?? '';
     const key = certificate.length > maxCertificate ? null : certifiedKey(certificate, writer, certifier);
     const isSigned = (batch: Batch): boolean => key !== null && typeof followChain({ next: batch.number, previous: batch.previous, formedAt: null }, batch, key, (bundle) => decodeBundle(bundle).length) !== 'string';
+    // What a sequencer takes: a batch that its writer signed can be refused for what it holds.
+    const isNext = (batch: Batch): boolean => key !== null && typeof follow({ state: 'open', position, identity: { certificate, key } }, batch) !== 'string';
     const before = position.next === 0n ? null : await store.batch(writer, position.next - 1n);
     if (chain?.state === 'distrusted' && position.next > 0n && before === null && (lastBatch.formedAt.getTime() < now.getTime() - prunableMs || !isSigned(lastBatch))) continue;
     const place = await placeBefore(store, position, before, begins, tree, reader);
     if (place === null) throw tampered(writer, `that the log holds its batches up to ${position.next - 1n}, and it does not`);
+    if (place > 0 && before !== null && before.formedAt.getTime() > now.getTime() - prunableMs) wholeFrom = Math.min(wholeFrom, place);
     if (last < position.next) {
       if (chain?.state === 'open') ended.push(writer);
       continue;
@@ -89,7 +94,7 @@ export async function provenStanding(store: TreeStore, written: readonly Written
       continue;
     }
     if (chain?.state === 'distrusted') {
-      if (batch !== null && batch.previous.equals(position.previous) && isSigned(batch) && (before === null || !endsWith(before))) throw tampered(writer, `that nothing is to be taken of it from batch ${position.next} on, which is as it must be`);
+      if (batch !== null && isNext(batch) && (before === null || !endsWith(before))) throw tampered(writer, `that nothing is to be taken of it from batch ${position.next} on, which is as it must be`);
       continue;
     }
     if (position.next > 0n) {
@@ -101,7 +106,7 @@ export async function provenStanding(store: TreeStore, written: readonly Written
       from = Math.min(from, place);
     }
   }
-  if (tree !== null && reader !== null && next.size > 0) await assertAbsent(store, tree, reader, from, next);
+  if (tree !== null && reader !== null && next.size > 0) await assertAbsent(store, tree, reader, { from, wholeFrom }, next);
   return { carried, ended };
 }
 
@@ -117,16 +122,22 @@ async function placeBefore(store: TreeStore, { next, previous, formedAt }: Store
 }
 
 /**
- * That none of `batches` stands in the tree from leaf `from` on, as far as the database has it: what is older than its level 0 tiles cannot be told.
+ * That none of `batches` stands in the tree from leaf `from` on, as far as the database has it: what is older than its level 0 tiles cannot be told. Before
+ * leaf `wholeFrom` some may be gone in the midst of others, since the tile with the last batch of a chain that is open stays (`retention.ts`).
  *
  * @throws Error of one line that names the batch; LogFault if the tiles are not those of the tree.
  */
-async function assertAbsent(store: TreeStore, tree: Tree, reader: HashReader, from: number, batches: ReadonlyMap<string, Batch>): Promise<void> {
-  let index = Math.floor(from / tileWidth);
-  if (from === 0) while ((index + 1) * tileWidth < tree.size && (await store.tile(tree.logId, 0, index)) === null) index += 1;
+async function assertAbsent(store: TreeStore, tree: Tree, reader: HashReader, { from, wholeFrom }: { readonly from: number; readonly wholeFrom: number }, batches: ReadonlyMap<string, Batch>): Promise<void> {
   // The root over what is before and every leaf that is read: so each leaf is the tree's.
-  const frontier = await frontierOf(index * tileWidth, reader);
-  for (; frontier.size < tree.size; index += 1) {
+  let frontier: Frontier | null = null;
+  for (let index = Math.floor(from / tileWidth); index * tileWidth < tree.size; index += 1) {
+    const end = (index + 1) * tileWidth;
+    if (end <= wholeFrom && end < tree.size && (await store.tile(tree.logId, 0, index)) === null) {
+      if (frontier !== null) await assertBegins(tree, frontier, reader);
+      frontier = null;
+      continue;
+    }
+    frontier ??= await frontierOf(index * tileWidth, reader);
     const width = tileWidthAt(0, index, tree.size);
     const tile = await wholeTile(store, tree.logId, 0, index, width);
     for (let at = 0; at < width * 32; at += 32) {
@@ -136,7 +147,13 @@ async function assertAbsent(store: TreeStore, tree: Tree, reader: HashReader, fr
       frontier.append(hash);
     }
   }
-  if (!frontier.root().equals(tree.root)) throw new LogFault('corrupt', 'the tiles of the log do not give its root');
+  if (frontier !== null) await assertBegins(tree, frontier, reader);
+}
+
+/** @throws LogFault if the tree does not begin with what was read. */
+async function assertBegins({ size, root }: Tree, read: Frontier, reader: HashReader): Promise<void> {
+  const proof = read.size === size ? [] : await consistencyProof(read.size, size, reader);
+  if (!verifyConsistency(read.size, size, read.root(), root, proof)) throw new LogFault('corrupt', 'the tiles of the log do not give its root');
 }
 
 function endsWith(batch: Batch): boolean {

@@ -5,7 +5,8 @@ import { readCharter } from '../../audit/charter.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
 import { restartLog, type RestartedLog, type RestartStore } from '../../audit/restart.ts';
 import type { StoredChain } from '../../audit/sequenced-log.ts';
-import { origin, signer, TestWriter, type LogTables, type Sink } from '../support/log-tables.ts';
+import { origin, RawWriter, signer, TestWriter, type LogTables, type Sink } from '../support/log-tables.ts';
+import { monthsAgo } from '../support/kept-log.ts';
 import { MemoryVault, settle } from '../support/memory-tree-store.ts';
 
 function restart(vault: MemoryVault): Promise<RestartedLog> {
@@ -227,4 +228,53 @@ t.test('what a sequencer distrusted, and what stands behind an end, is left wher
   vault.tables = backup;
   t.match(await restart(vault), { origin: `${origin}/2`, carried: 0 });
   t.same([forged, holed, ended].map(({ id }) => vault.tables.chains.get(id)!.state), ['distrusted', 'distrusted', 'closed'], 'the last is told of by the sequencer of the new log');
+});
+
+t.test('what a writer signed that no log takes is left where it was: it stops no restart', async (t) => {
+  const vault = new MemoryVault();
+  const into: Sink = (chain, batch) => vault.tables.insert(chain, batch);
+  const [reserved, early] = [await TestWriter.start(into), await RawWriter.make()];
+  const start = early.start();
+  vault.tables.insert({ writer: early.id, certificate: early.certificate, startedAt: new Date() }, start);
+  await settle(vault.sequencer());
+  await reserved.commit([{ action: 'log.start', at: new Date(), outcome: 'allowed' }]);
+  vault.tables.put(early.batch(start, [], 'entries'));
+  await settle(vault.sequencer());
+  t.same([reserved, early].map(({ id }) => vault.tables.chains.get(id)!.state), ['distrusted', 'distrusted']);
+  const backup = vault.tables.copy();
+  await (await TestWriter.start(into)).commit();
+  await settle(vault.sequencer());
+  vault.tables = backup;
+  t.match(await restart(vault), { origin: `${origin}/2`, carried: 0 });
+});
+
+t.test('a chain that was silent for months goes on behind tiles that were taken out of the database', async (t) => {
+  const vault = new MemoryVault();
+  const into: Sink = (chain, batch) => vault.tables.insert(chain, batch);
+  let now = monthsAgo(6);
+  const [other, silent] = [await TestWriter.start(into, { now: () => now }), await TestWriter.start(into, { now: () => now })];
+  const grow = async (writer: TestWriter, entries: number): Promise<void> => {
+    await writer.commit(entries);
+    await settle(vault.sequencer());
+  };
+  await grow(other, 300);
+  await grow(silent, 1);
+  await grow(other, 600);
+  now = new Date();
+  await grow(other, 300);
+  await grow(other, 300);
+  await silent.commit(2);
+  await TestWriter.start(into);
+  const backup = vault.tables.copy();
+  await settle(vault.sequencer());
+  const place = backup.places.get(`${silent.id} 1`)!.firstIndex;
+  t.equal(Math.floor(place / 256), 1);
+
+  const without = async (...tiles: number[]): Promise<RestartedLog> => {
+    vault.tables = backup.copy();
+    for (const tile of tiles) vault.tables.tiles.delete(`0/${tile}`);
+    return await restart(vault);
+  };
+  t.match(await without(0, 2), { origin: `${origin}/2`, carried: 1 }, 'the tile of its last batch is there');
+  await t.rejects(without(0, 2, 4), { message: /^tile 0\/4 of the log is missing/u }, 'what is younger than three months is never taken out');
 });
