@@ -48,8 +48,9 @@ interface KnownValue {
   readonly pairs: Map<KnownValue, bigint>;
 }
 
-/** Values recur in nearly every entry, so their keys are kept; so many of them, and of pairs of them, at most. */
+/** Values recur in nearly every entry, so their keys are kept; so many of them, and of pairs of them, at most. Not of a text that is longer than any of ours: a thousand of those are 64 MB. */
 const maxKnown = 10_000;
+const maxKnownText = 1024;
 
 /** Keys of an entry, given as its parsed JSON, whoever wrote it. */
 export class SearchKeyReader {
@@ -79,6 +80,7 @@ export class SearchKeyReader {
     let value = this.#known[name].get(text);
     if (value === undefined) {
       value = { text, key: facetKey(name, text), pairs: new Map() };
+      if (text.length > maxKnownText) return value;
       this.#known[name].set(text, value);
       this.#size += 1;
     }
@@ -89,6 +91,7 @@ export class SearchKeyReader {
     let key = one.pairs.get(other);
     if (key === undefined) {
       key = pairKey(first, one.text, second, other.text);
+      if (other.text.length > maxKnownText) return key;
       one.pairs.set(other, key);
       this.#size += 1;
     }
