@@ -67,6 +67,8 @@ interface State {
   readonly builder: TileBuilder;
   readonly frontier: Frontier;
   readonly chains: ChainSet<LiveChain>;
+  /** Whom each waits for, of those whose first batch waits for their predecessor's last. */
+  readonly waiting: Map<bigint, bigint>;
 }
 
 /** Time between two looks for new writers, in ms; how far back, since the clocks of their hosts differ; and between two looks at all of them. */
@@ -166,13 +168,13 @@ export class Sequencer {
     this.#metAt = Number.NEGATIVE_INFINITY;
     this.#metAllAt = Number.NEGATIVE_INFINITY;
     this.#head = head;
-    return { head, charter, builder, frontier, chains };
+    return { head, charter, builder, frontier, chains, waiting: new Map() };
   }
 
   /** One step on `state`, which is of no use any more if this throws or returns null: somebody else advanced the tree. */
   async #advance(state: State, thorough: boolean): Promise<StepResult | null> {
     const { store, maxBatches = 256, maxLeaves = 8192, maxBytes = 6 * 1024 * 1024 } = this.#options;
-    const { head, chains, builder, frontier } = state;
+    const { head, chains, builder, frontier, waiting } = state;
     const touched = new Set<LiveChain>();
 
     // 1. Who writes. Those that wrote last are looked at in each step, the others in turn: of a writer that was killed something may still become visible.
@@ -202,16 +204,19 @@ export class Sequencer {
 
     // 2. What they committed.
     const limit = Math.max(1, Math.min(maxBatches, Math.ceil(pendingRows / Math.max(1, polled.length))));
-    const found = await store.pending(polled.map(({ writer, position }) => ({ writer, next: position.next })), limit, maxBytes);
+    const pendingOf = async (of: readonly LiveChain[], atMost: number): Promise<Batch[]> => await store.pending(of.map(({ writer, position }) => ({ writer, next: position.next })), atMost, maxBytes);
+    const found = await pendingOf(polled.filter(({ writer }) => !waiting.has(writer)), limit);
+    // Of who waits, no more than what it waits with: all that stands behind it could be older than what it waits for, and fill every step.
+    const held = waiting.size === 0 ? [] : await pendingOf(polled.filter(({ writer }) => waiting.has(writer)), 1);
     const queues = new Map<bigint, Batch[]>();
     let bytes = 0;
-    for (const batch of found) {
-      bytes += batch.bundle.length;
+    for (const batch of [...found, ...held]) {
+      if (!waiting.has(batch.writer)) bytes += batch.bundle.length;
       const queue = queues.get(batch.writer);
       if (queue === undefined) queues.set(batch.writer, [batch]);
       else queue.push(batch);
     }
-    let more = bytes >= maxBytes || [...queues.values()].some((queue) => queue.length >= limit);
+    let more = held.length > 0 || bytes >= maxBytes || [...queues].some(([writer, queue]) => !waiting.has(writer) && queue.length >= limit);
     await identify(store, this.#certifier, [...queues.keys()].map((writer) => chains.get(writer)!), touched);
     for (const writer of queues.keys()) {
       const chain = chains.get(writer)!;
@@ -224,8 +229,6 @@ export class Sequencer {
     const tokens: Advance['tokens'][number][] = [];
     const facets: Advance['facets'][number][] = [];
     const blockOf = new Map<bigint, number>();
-    /** Whom each waits for. */
-    const waiting = new Map<bigint, bigint>();
     const unborne: Told[] = [];
     let oldest: Date | null = null;
     let size = head.size;
@@ -268,6 +271,7 @@ export class Sequencer {
         queues.delete(batch.writer);
         continue;
       }
+      waiting.delete(chain.writer);
       if (borneOut !== true) unborne.push(borneOut);
       batches.push({ firstIndex: size, writer: batch.writer, number: batch.number, entryCount: batch.entryCount, formedAt: batch.formedAt });
       if (oldest === null || batch.formedAt < oldest) oldest = batch.formedAt;
@@ -308,6 +312,7 @@ export class Sequencer {
     if (this.#head !== null) this.#head = state.head;
     for (const chain of touched) {
       chain.proven = true;
+      if (chain.state === 'distrusted') waiting.delete(chain.writer);
       if (chain.state === 'closed' || chain.state === 'distrusted') chains.remove(chain.writer);
     }
     return { leaves: size - head.size, batches: batches.length, oldest, more };

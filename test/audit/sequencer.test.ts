@@ -559,6 +559,21 @@ t.test('writers that wait for one another, for themselves or for nobody hold nob
   await vault.verify(t, 'nobody is left out', { complete: [] });
 });
 
+t.test('who waits with more than one step takes does not keep out the one that it waits for, nor anybody else', async (t) => {
+  const vault = new MemoryVault();
+  const first = await TestWriter.start(into(vault));
+  const good = await TestWriter.start(into(vault));
+  const waiting = await TestWriter.start(into(vault), { predecessor: first.left, now: () => new Date(0) });
+  for (let batch = 0; batch < 20; batch += 1) await waiting.commit(20);
+  const sequencer = vault.sequencer({ maxBytes: 10_000 });
+  let steps = 0;
+  for (let more = true; more && steps < 50; steps += 1) ({ more } = await sequencer.step(true));
+  t.ok(steps < 50, `${steps} steps`);
+  t.equal(vault.tables.chains.get(good.id)?.position.next, 1n);
+  await vault.verify(t, 'in the end', { complete: [] });
+  t.same(vault.alerts, []);
+});
+
 /** Two writers whose first batches each name the other's, and one that names its own. */
 async function circleOf(vault: MemoryVault): Promise<RawWriter[]> {
   const writers = [await RawWriter.make(), await RawWriter.make(), await RawWriter.make()];
