@@ -292,8 +292,10 @@ export class Sequencer {
     more ||= waiting.size > 0;
 
     // 4. Tell of it. Dies after this: it is told again, which is better than never.
-    const distrusted = [...touched].filter(({ state: now }) => now === 'distrusted');
-    const alerts = [...distrusted.map(({ writer, position, reason }): Told => ({ kind: 'batch_distrusted', detail: { reason: reason!, writer: writerName(writer), next: Number(position.next) } })), ...unborne];
+    // Writers that nobody certified come last: whoever may write to the database makes as many as it takes to bury the others among them.
+    const [known, strangers] = [true, false].map((of) => [...touched].filter(({ state: now, identity, position }) => now === 'distrusted' && (identity !== null || position.next > 0n) === of));
+    const distrusted = [...known!, ...strangers!].map(({ writer, position, reason }): Told => ({ kind: 'batch_distrusted', detail: { reason: reason!, writer: writerName(writer), next: Number(position.next) } }));
+    const alerts = [...unborne, ...distrusted];
     const told = alerts.slice(0, alertsAStep).map(({ kind, detail }) => this.#options.alert(kind, detail));
     if (alerts.length > alertsAStep) told.push(this.#options.alert('more_alerts', { alerts: alerts.length - alertsAStep }));
     await Promise.all(told);

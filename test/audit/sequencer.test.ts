@@ -377,6 +377,23 @@ t.test('a forged writer is told of, and so are many, in a few alerts', async (t)
   await vault.verify(t, 'the others go on', { complete: forged.map(({ id }) => id) });
 });
 
+t.test('many forged writers bury nothing that is told of others', async (t) => {
+  const vault = new MemoryVault();
+  const [dead, victim] = [await TestWriter.start(into(vault)), await TestWriter.start(into(vault))];
+  await dead.commit();
+  vault.tables.batches.get(dead.id)!.delete(1n);
+  const sequencer = vault.sequencer();
+  await settle(sequencer);
+  const thief = newSigner();
+  for (let count = 0; count < 20; count += 1) await TestWriter.start(into(vault), { by: thief });
+  const successor = await TestWriter.start(into(vault), { predecessor: dead.left });
+  vault.tables.put({ ...victim.form(), signature: Buffer.alloc(64) });
+  await settle(sequencer);
+  const named = vault.alerts.map(({ kind, detail }) => [kind, detail['writer'], detail['successor']]);
+  t.same(named.slice(0, 2), [['predecessor_missing', dead.chain.name, successor.chain.name], ['batch_distrusted', victim.chain.name, undefined]]);
+  t.same(vault.alerts.at(-1), { kind: 'more_alerts', detail: { alerts: 6 } });
+});
+
 t.test('nothing of a distrusted writer is left behind before the alert is told', async (t) => {
   const vault = new MemoryVault();
   const victim = await TestWriter.start(into(vault));
