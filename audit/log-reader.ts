@@ -117,19 +117,21 @@ const maxFoundBytes = 1024 * 1024;
 
 /** Entries that one call looks through at most: what matches rarely comes in several answers, some of them empty. */
 const maxLookedThrough = 100_000;
+/** And bytes of them: those of large batches would be gigabytes, which whoever serves calls reads through meanwhile. */
+const maxBytesLookedThrough = 64 * 1024 * 1024;
 /** How far the batch of an entry may be from it in time: the longest that a call waits for its commit, and much more. */
 const commitSlackMs = 10 * 60_000;
 /** How far the clocks of hosts may differ: whoever is ahead stands in the tree among what others call earlier. */
 const clocksDifferMs = 60_000;
 
-/** The entries of a log that match all of `query` and are in the database, newest first. */
-export async function searchLog(client: Queryable, logId: number, size: number, query: LogQuery): Promise<SearchResult> {
+/** The entries of a log that match all of `query` and are in the database, newest first; those that were found when about `maxBytes` of entries were read. */
+export async function searchLog(client: Queryable, logId: number, size: number, query: LogQuery, maxBytes: number = maxBytesLookedThrough): Promise<SearchResult> {
   for (;;) {
     const there = await searchableFrom(client, logId);
     const end = Math.min(size, query.before ?? size, await endOf(client, logId, query.to));
     const begin = Math.max(there.index, await beginOf(client, logId, query.from));
     try {
-      const found = query.token === undefined ? await searchBlocks(client, logId, query, begin, end) : await searchToken(client, logId, query, query.token, begin, end);
+      const found = query.token === undefined ? await searchBlocks(client, logId, query, { begin, end, maxBytes }) : await searchToken(client, logId, query, query.token, begin, end);
       return { ...found, searchable_from: there };
     } catch (error) {
       // Taken out meanwhile, or missing.
@@ -156,7 +158,7 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
   const needles = [...needlesOf(query), Buffer.from(JSON.stringify(token))];
   let size = 0;
   const look = async (from: number, to: number): Promise<void> => {
-    for (const { found: one, bytes } of await readFound(client, logId, from, to, needles)) {
+    for (const { found: one, bytes } of foundIn(await readLeaves(client, logId, from, to), from, needles)) {
       if (found.has(one.index) || !namesToken(one.entry, token) || !matches(one.entry, query)) continue;
       found.set(one.index, one);
       size += bytes;
@@ -200,11 +202,12 @@ interface SearchedPart {
 }
 
 /** Whatever is known by its block: the blocks that hold all the values, from the newest on. */
-async function searchBlocks(client: Queryable, logId: number, query: LogQuery, begin: number, end: number): Promise<Found> {
+async function searchBlocks(client: Queryable, logId: number, query: LogQuery, { begin, end, maxBytes }: { readonly begin: number; readonly end: number; readonly maxBytes: number }): Promise<Found> {
   const needles = needlesOf(query);
   const items: FoundEntry[] = [];
   let size = 0;
   let looked = 0;
+  let read = 0;
   for (const part of await partsOf(client, logId, query, begin, end)) {
     for (let until = part.end; until > part.begin; ) {
       const first = Math.floor(part.begin / blockEntries);
@@ -213,15 +216,17 @@ async function searchBlocks(client: Queryable, logId: number, query: LogQuery, b
       for (const block of blocks) {
         const from = Math.max(block * blockEntries, part.begin);
         const to = Math.min((block + 1) * blockEntries, until);
-        for (const { found, bytes } of (await readFound(client, logId, from, to, needles)).toReversed()) {
+        const leaves = await readLeaves(client, logId, from, to);
+        for (const { found, bytes } of foundIn(leaves, from, needles).toReversed()) {
           if (!matches(found.entry, query)) continue;
           if (items.length === query.limit || size >= maxFoundBytes) return { items, next: items.at(-1)!.index };
           items.push(found);
           size += bytes;
         }
         looked += to - from;
+        read += leaves.reduce((sum, { length }) => sum + length, 0);
         until = from;
-        if (looked >= maxLookedThrough && until > begin) return { items, next: until };
+        if ((looked >= maxLookedThrough || read >= maxBytes) && until > begin) return { items, next: until };
       }
     }
   }
@@ -269,8 +274,7 @@ async function blocksWith(client: Queryable, logId: number, facets: readonly big
 }
 
 /** Entries are canonical JSON, so what one says stands in it in one form of bytes. Those without all of `needles` are not even parsed. */
-async function readFound(client: Queryable, logId: number, from: number, to: number, needles: readonly Buffer[]): Promise<Read[]> {
-  const leaves = await readLeaves(client, logId, from, to);
+function foundIn(leaves: readonly Buffer[], from: number, needles: readonly Buffer[]): Read[] {
   return leaves.flatMap((leaf, offset) => {
     if (!needles.every((needle) => leaf.includes(needle))) return [];
     try {

@@ -32,4 +32,11 @@ t.test('an answer holds no more than a megabyte of entries and the one that pass
     t.ok(pages > 3, `${pages} pages`);
   }
   t.equal((await searchLog(reader, logId, size, { action: 'tokenize_batch', limit: 3 })).items.length, 3);
+
+  // In every block, and never in one entry.
+  const seldom: LogQuery = { action: 'log.batch', caller: 'spiffe://cofre.test/tenant/acme/service/checkout', limit: 1000 };
+  t.match(await searchLog(reader, logId, size, seldom), { items: [], next: null });
+  const { items, next } = await searchLog(reader, logId, size, seldom, 100_000);
+  t.same([items, next], [[], Math.floor((size - 1) / 256) * 256], 'what is read without a result is bounded too');
+  t.match(await searchLog(reader, logId, size, { ...seldom, before: next! }, 100_000), { items: [], next: null });
 });
