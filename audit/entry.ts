@@ -132,14 +132,15 @@ export function encodeBundle(entries: readonly Uint8Array[]): Buffer {
 /**
  * The entries of a bundle, as views into it.
  *
- * @throws RangeError if the bundle is cut short.
+ * @throws RangeError if the bundle is cut short, or holds more than `most` entries.
  */
-export function decodeBundle(bundle: Uint8Array): Uint8Array[] {
+export function decodeBundle(bundle: Uint8Array, most: number = Number.POSITIVE_INFINITY): Uint8Array[] {
   const view = Buffer.from(bundle.buffer, bundle.byteOffset, bundle.byteLength);
   const entries: Uint8Array[] = [];
   let at = 0;
   while (at < view.length) {
     if (at + 2 > view.length) throw new RangeError('an entry bundle is cut short');
+    if (entries.length === most) throw new RangeError('an entry bundle holds too many entries');
     const end = at + 2 + view.readUInt16BE(at);
     if (end > view.length) throw new RangeError('an entry bundle is cut short');
     entries.push(view.subarray(at + 2, end));

@@ -362,6 +362,19 @@ async function refused(t: Test, what: string, reason: string, batches: (raw: Raw
   await quietly((quiet) => vault.verify(quiet, what, { complete: [raw.id] }));
 }
 
+t.test('a batch of more entries than any writer commits at once is not cut up', async (t) => {
+  const vault = new MemoryVault();
+  const [raw, other] = [await RawWriter.make(), await TestWriter.start(into(vault))];
+  const start = raw.start();
+  vault.tables.insert({ writer: raw.id, certificate: raw.certificate, startedAt: new Date() }, start);
+  const entry = encodeEntry({ action: 'validate', at: new Date(), outcome: 'allowed' });
+  vault.tables.put(raw.batch(start, Array.from({ length: 65_537 }, () => entry)));
+  await other.commit();
+  await settle(vault.sequencer());
+  t.match(vault.alerts, [{ kind: 'batch_distrusted', detail: { writer: raw.name, reason: 'batch 1 is not a batch', next: 1 } }]);
+  await vault.verify(t, 'the others go on', { complete: [raw.id] });
+});
+
 t.test('a forged writer is told of, and so are many, in a few alerts', async (t) => {
   const vault = new MemoryVault();
   const other = await TestWriter.start(into(vault));
