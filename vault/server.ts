@@ -169,7 +169,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
   });
   // Node leaves out what is beyond, but for some more that it has read by then: `identify` sees that there were too many, and refuses.
   app.server.maxHeadersCount = maxHeaders;
-  tls.attach(app.server, (socket) => admission.isOwedNothing(socket));
+  tls.attach(app.server, { callerOf: callerAt, isOwedNothing: (socket) => admission.isOwedNothing(socket) });
   app.server.on('secureConnection', (socket) => admission.connected(socket));
   const unread = setInterval(() => admission.closeUnread(options.answerTimeoutMs, performance.now()), Math.min(1000, options.answerTimeoutMs)).unref();
   app.addHook('onClose', async () => clearInterval(unread));

@@ -66,6 +66,14 @@ export type ConnectionRefusal =
   | 'gave way to a caller with fewer'
   | 'too many connections with one certificate';
 
+/** What whoever reads the requests knows of a connection. Must not throw. */
+export interface Requests {
+  /** Who its requests are taken to be of; '' for all of which that cannot be told. */
+  callerOf(socket: TLSSocket): string;
+  /** Whether it may be closed for another one without anybody missing an answer. */
+  isOwedNothing(socket: TLSSocket): boolean;
+}
+
 /** Whose a connection is. */
 interface Peer {
   readonly serial: string;
@@ -87,7 +95,7 @@ interface Material {
  */
 export class TlsListener {
   readonly #options: TlsListenerOptions;
-  /** Open connections, handshake done, in the order in which they came: all of them, those of each certificate by its serial, and those of each caller by its names in the certificate. */
+  /** Open connections, handshake done, in the order in which they came: all of them, those of each certificate by its serial, and those of each caller. */
   readonly #open = new Map<TLSSocket, Peer>();
   readonly #sockets = new Map<string, Set<TLSSocket>>();
   readonly #callers = new Map<string, Set<TLSSocket>>();
@@ -96,7 +104,7 @@ export class TlsListener {
   #material: Material;
   readonly #tickets: TicketSecret;
   #server: Server | null = null;
-  #isOwedNothing: (socket: TLSSocket) => boolean = () => true;
+  #requests: Requests | null = null;
   #handshakes: Handshakes | null = null;
   #timers: NodeJS.Timeout[] = [];
   #pending: Promise<unknown> = Promise.resolve();
@@ -127,13 +135,10 @@ export class TlsListener {
     };
   }
 
-  /**
-   * Takes charge of the server's connections and tickets. Once, before it listens. `isOwedNothing` tells whether a connection may be closed for
-   * another one without anybody missing an answer; it must not throw.
-   */
-  attach(server: Server, isOwedNothing: (socket: TLSSocket) => boolean = () => true): void {
+  /** Takes charge of the server's connections and tickets. Once, before it listens. */
+  attach(server: Server, requests: Requests): void {
     this.#server = server;
-    this.#isOwedNothing = isOwedNothing;
+    this.#requests = requests;
     // The server's own listener begins the handshake: it is called when a connection's turn has come.
     const begin = server.listeners('connection') as ((socket: Socket) => void)[];
     server.removeAllListeners('connection');
@@ -260,8 +265,8 @@ export class TlsListener {
     }
     if (!socket.isSessionReused() && !this.#allowanceOf(serial).take()) return this.#refuse(socket, 'too many full handshakes with one certificate');
     if (sizeAt(this.#sockets, serial) >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
-    // By name: a caller may have a certificate for each of its processes, and get new ones.
-    const caller = certificate.subjectAltName ?? '';
+    // A caller may have a certificate for each of its processes, each with the name of its machine beside the caller's, and get new ones.
+    const caller = this.#requests?.callerOf(socket) ?? '';
     if (this.#open.size >= this.#options.maxConnections && !this.#makeRoom(sizeAt(this.#callers, caller))) return this.#refuse(socket, 'too many connections');
     this.#open.set(socket, { serial, caller });
     addAt(this.#sockets, serial, socket);
@@ -274,7 +279,7 @@ export class TlsListener {
     const larger = [...this.#callers.values()].filter(({ size }) => size > own + 1).sort((a, b) => b.size - a.size);
     for (const sockets of larger) {
       for (const socket of sockets) {
-        if (!this.#isOwedNothing(socket)) continue;
+        if (this.#requests?.isOwedNothing(socket) === false) continue;
         this.#forget(socket);
         this.#refuse(socket, 'gave way to a caller with fewer');
         return true;

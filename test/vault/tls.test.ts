@@ -51,7 +51,14 @@ async function vault(t: Test, options: Partial<TlsListenerOptions> = {}, set = t
     }
     response.end(answer);
   });
-  listener.attach(server, (socket) => !made.owed.has(socket.remotePort!));
+  const callerAt = (socket: TLSSocket): string => {
+    try {
+      return callerOf(socket, 'cofre.dev').spiffeId;
+    } catch {
+      return '';
+    }
+  };
+  listener.attach(server, { callerOf: callerAt, isOwedNothing: (socket) => !made.owed.has(socket.remotePort!) });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   t.teardown(() => {
@@ -203,7 +210,7 @@ t.test('a session without a certificate is refused even where its ticket is good
 t.test('a connection that Node calls authorized without a certificate is refused', async (t) => {
   const made = await vault(t);
   const server = Object.assign(new EventEmitter(), { setTicketKeys: () => {} });
-  made.listener.attach(server as unknown as Server);
+  made.listener.attach(server as unknown as Server, { callerOf: () => '', isOwedNothing: () => true });
   let destroyed = false;
   server.emit('secureConnection', { authorized: true, getPeerX509Certificate: () => undefined, destroy: () => (destroyed = true) });
   t.ok(destroyed);
@@ -422,7 +429,7 @@ t.test('a client certificate under an intermediate has no revocation list here a
 
 t.test('a full listener has room for whoever has less of it than another', async (t) => {
   const made = await vault(t, { maxConnections: 4 });
-  const renewed = made.set.issue({});
+  const renewed = made.set.issue({ names: [{ type: 'uri', value: 'spiffe://cofre.dev/tenant/acme/service/checkout' }, { type: 'dns', value: 'checkout-2.example' }] });
   const [busy, oldest, second, third] = [await made.connect('checkout'), await made.connect('checkout'), await made.connect(renewed), await made.connect(renewed)];
   for (const socket of [busy, oldest, second, third]) t.equal(await ask(socket), 'checkout full', 'nobody else wants any');
   made.owed.add(busy.localPort!);
@@ -431,7 +438,7 @@ t.test('a full listener has room for whoever has less of it than another', async
   t.equal(await ask(getnet), 'getnet full');
   t.equal(await ask(intruder), 'intruder full');
   t.equal(await ask(oldest), 'closed', 'in place of the oldest that is owed nothing');
-  t.equal(await ask(second), 'closed', 'whatever certificate of the caller it came with');
+  t.equal(await ask(second), 'closed', 'whatever certificate of the caller it came with, and whatever else that names');
   t.equal(await ask(busy), 'checkout full');
   t.equal(await askAs(made, 'getnet'), 'closed', 'two would be as many as checkout has');
   t.equal(await askAs(made, renewed), 'closed');
