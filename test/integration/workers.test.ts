@@ -13,7 +13,9 @@ import { cardText } from '../support/test-cards.ts';
 const workers = 2;
 // More than fits into an environment variable.
 const quotas = Array.from({ length: 2000 }, (_, n) => ({ caller: `spiffe://cofre.dev/tenant/acme/service/service-of-a-long-name-${n}`, purpose: 'refund', per_minute: n }));
-const appliance = await startAppliance(t, { config: { workers, quotas } });
+// More than a process may be given whose stack is limited to 2 MiB: a quarter of that.
+const env = Object.fromEntries(Array.from({ length: 6 }, (_, n) => [`COFRE_TEST_FILLER_${n}`, 'x'.repeat(100_000)]));
+const appliance = await startAppliance(t, { config: { workers, quotas }, env });
 const childrenOf = (pid: number): number[] => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').map(Number);
 const is = (pid: number, what: '' | 'sequencer\0'): boolean => {
   try {
@@ -175,19 +177,23 @@ await t.test('readiness tells of processes that hang', { timeout: 60_000 }, asyn
   await until(async () => (await readiness())['sequencer']!.detail === 'sequencing' && (await readiness())['ok'] as unknown as boolean, 'their return');
 });
 
-await t.test('one that cannot be started for want of descriptors is started once there are some', async () => {
-  const limit = (soft: string): unknown => execFileSync('prlimit', ['--pid', String(appliance.pid), `--nofile=${soft}:`]);
-  const before = /^Max open files\s+(\d+)/mu.exec(readFileSync(`/proc/${appliance.pid}/limits`, 'utf8'))![1]!;
-  const victim = sequencerNow();
-  limit('8');
-  try {
-    process.kill(victim, 'SIGKILL');
-    await until(() => endings().at(-1) === 'EMFILE', 'the word of it');
-  } finally {
-    limit(before);
-  }
-  await until(async () => sequencerNow() !== 0 && (await readiness())['sequencer']?.detail === 'sequencing', 'the sequencer');
-});
+for (const { option, name, low, code } of [{ option: 'nofile', name: 'Max open files', low: '8', code: 'EMFILE' }, { option: 'stack', name: 'Max stack size', low: '2097152', code: 'E2BIG' }]) {
+  await t.test(`one that cannot be started, for ${code}, is started once it can be`, async (t) => {
+    const { pid } = appliance;
+    const limit = (soft: string): unknown => execFileSync('prlimit', ['--pid', String(pid), `--${option}=${soft}:`]);
+    const before = new RegExp(`^${name}\\s+(\\d+|unlimited)`, 'mu').exec(readFileSync(`/proc/${pid}/limits`, 'utf8'))![1]!;
+    const victim = sequencerNow();
+    limit(low);
+    try {
+      process.kill(victim, 'SIGKILL');
+      await until(() => endings().at(-1) === code || !isAlive(pid), 'the word of it');
+      t.ok(isAlive(pid), 'and ends nothing else');
+    } finally {
+      if (isAlive(pid)) limit(before);
+    }
+    await until(async () => sequencerNow() !== 0 && (await readiness())['sequencer']?.detail === 'sequencing', 'the sequencer');
+  });
+}
 
 await t.test('SIGTERM ends all of them in order', async (t) => {
   const before = [...workersNow(), sequencerNow()];

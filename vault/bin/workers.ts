@@ -153,14 +153,20 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
       if (!served) return fail(new Error(`a worker process ended (${how}) before it served`));
       log.error('a worker process ended and is started again', { kind: how });
       setTimeout(() => {
-        if (!stopping) start(state, state.config, index);
+        if (stopping) return;
+        try {
+          start(state, state.config, index);
+        } catch (error) {
+          // Most of what the system refuses one for, memory for instance, Node throws.
+          ended(reasonOf(error as NodeJS.ErrnoException));
+        }
       }, state.pauseMs).unref();
       state.pauseMs = Math.min(2 * state.pauseMs, maxRestartPauseMs);
     };
     process.once('exit', (code, signal) => ended(signal === '' || signal === null ? `exit ${code}` : signal));
     process.on('error', (error: NodeJS.ErrnoException) => {
-      // There was no descriptor, process or memory left for one: what never began does not exit.
-      if (process.process.pid === undefined) ended(error.code ?? error.name);
+      // There was no descriptor or process left for one: what never began does not exit.
+      if (process.process.pid === undefined) ended(reasonOf(error));
     });
     return state;
   };
@@ -241,6 +247,10 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
 /** Adds the parts of another process: the worst of each stands for all. */
 export function addParts(parts: Record<string, { ok: boolean; detail: string }>, more: Readiness): void {
   for (const [name, part] of Object.entries(more)) if (parts[name]?.ok !== false) parts[name] = part;
+}
+
+function reasonOf(error: NodeJS.ErrnoException): string {
+  return error.code ?? error.name;
 }
 
 /** To one that has just ended it comes to nothing. */
