@@ -20,7 +20,8 @@ await t.test('a kill at any moment of their start leaves neither a process nor a
       } catch {
         // It has just ended.
       }
-      return workers.length === 2;
+      // Two that serve, and one that sequences.
+      return workers.length === 3;
     }, 'the workers');
     await Promise.race([sleep(pausesMs), started]);
     process.kill(primary, 'SIGKILL');
