@@ -1,5 +1,5 @@
 /** `bench --soak`: a steady load of every kind of call on the real thing, sampled from outside until it ends. */
-import { appendFileSync, writeFileSync } from 'node:fs';
+import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { CounterReader } from './database-counters.ts';
 import type { Options } from './options.ts';
@@ -71,7 +71,7 @@ type Told = Pick<Sample, 'countedSeconds' | 'counts' | 'failures'>;
 async function observe(target: Target, workers: number, clientPid: number, counters: CounterReader): Promise<Omit<Sample, 'seconds' | keyof Told>> {
   const group = findGroup(target.pid, target.folder);
   // Of several workers the first process serves nothing itself.
-  const roleOf = (pid: number): string => (pid === target.pid && workers > 1 ? 'primary' : 'worker');
+  const roleOf = (pid: number): string => (pid === target.pid && workers > 1 ? 'primary' : sequences(pid) ? 'sequencer' : 'worker');
   const serving = group.server.map((pid): ProcessSample => ({ pid, role: roleOf(pid), rssBytes: residentBytes([pid]) }));
   const metrics = await readMetrics(target.telemetryPort!);
   const { checkpoints, walBytes } = await counters.read();
@@ -93,4 +93,12 @@ function tell(samples: readonly Sample[], minutes: number): string {
     `database ${mebibytes(databaseBytes)} MiB, ${checkpoints} checkpoints`,
     wrong === 0 ? 'no answer wrong' : `${wrong} WRONG: ${JSON.stringify(failures)}`,
   ].join('; ');
+}
+
+function sequences(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').endsWith('\0sequencer\0');
+  } catch {
+    return false; // it ended meanwhile
+  }
 }

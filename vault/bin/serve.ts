@@ -1,7 +1,7 @@
 /**
  * The process that `cofre serve` starts: prepares what is made once (development's state, the database), then serves, itself or in
  * several worker processes that share its listeners. The log is sequenced in a process of its own beside what serves calls: each look at what was
- * committed would hold up the calls of its moment, 3 % of their throughput and a third of the p95 at 64 connections.
+ * committed would hold up the calls of its moment (docs/decisions/0049).
  */
 import { readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
