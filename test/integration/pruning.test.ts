@@ -59,6 +59,8 @@ await t.test('a log of which some is old', { timeout: 120_000 }, async (t) => {
   for (let call = 0; call < 3; call += 1) t.equal(await validate(token), 200);
   for (let done = 0; done < 700; done += 50) await Promise.all(Array.from({ length: 50 }, () => checkout.post('/v1/validate', { token: 'tok_none' })));
   t.equal(await validate(token), 200);
+  // The last of them in the tree, and what is there by then in the copy.
+  await until(async () => (await search(`token=${token}&action=validate`)).items.some(({ index }) => index > oldEntries), 'the log');
   const size = await metric('cofre_log_size');
   await until(async () => (openCheckpoint((await archive.checkpoint()) ?? '', [logVerifier(appliance.home)])?.size ?? 0) >= size && (await search('action=tokenize')).items.length === 1, 'the copy');
   Object.assign(queries, { 'by token': `token=${token}`, 'by action': 'action=tokenize', 'by caller': 'caller=spiffe://cofre.dev/tenant/acme/service/checkout', 'by outcome': 'outcome=allowed&action=validate' });
