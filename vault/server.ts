@@ -285,9 +285,11 @@ export function createServer(options: ServerOptions): FastifyInstance {
     request.outcomeCode = refusal.code;
     const { problem, retryAfterSeconds } = renderProblem(refusal, request.id);
     if (retryAfterSeconds !== undefined) reply.header('retry-after', retryAfterSeconds);
-    // What is left of a refused body is thrown away by readBody; the connection is not used again. Fastify would say so of every body that a parser refused.
-    if (refusal.code === 'payload_too_large' || (refusal.code === 'overloaded' && !request.raw.complete)) reply.header('connection', 'close');
-    else if (request.raw.complete && !request.closing) reply.removeHeader('connection');
+    // What is left of a refused body is thrown away by readBody; the connection is not used again. A client that asked for its end is told of it, or it would send its next request on a connection that closes.
+    const ends = refusal.code === 'payload_too_large' || (refusal.code === 'overloaded' && !request.raw.complete) || request.closing || !reply.raw.shouldKeepAlive;
+    if (ends) reply.header('connection', 'close');
+    // Fastify would say so of every body that a parser refused.
+    else if (request.raw.complete) reply.removeHeader('connection');
     reply.code(problem.status).type('application/problem+json').serializer(JSON.stringify);
     await reply.send(problem);
   }

@@ -256,6 +256,15 @@ await refusing('requests in one packet are answered in their order, each its own
   t.equal(new Set(replies.map((reply) => reply.headers['x-request-id'])).size, 3);
 });
 
+await refusing('whoever asks for the end of a connection is told of it whatever the answer is, and nobody else', async (t) => {
+  // A client keeps a connection of whose end it was not told, and loses its next request on it.
+  for (const [path, body] of [['/v1/validate', '{"token":"tok_none"}'], ['/v1/validate', '{"token":7}'], ['/v1/tokenize', '{'], ['/v1/nowhere', '{}'], ['/v1/%', '{}']] as const) {
+    const ask = (connection: string): string => `POST ${path} HTTP/1.1\r\nHost: localhost\r\n${connection}Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+    const replies = parseReplies(await checkout.exchange(ask('') + ask('Connection: close\r\n')));
+    t.same(replies.map(({ headers }) => headers.connection === 'close'), [false, true], `${path} ${body}`);
+  }
+});
+
 await refusing('a request without Host, and one that expects what nobody knows, are answered in the API\'s own words', async (t) => {
   const [homeless] = parseReplies(await checkout.exchange('GET /openapi.json HTTP/1.1\r\nConnection: close\r\n\r\n'));
   isProblem(t, homeless!, 'invalid_request');
