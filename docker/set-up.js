@@ -34,7 +34,8 @@ export function setUp({ hsm, tools = false }) {
   const lock = takeLock();
   try {
     const install = !packagesInstalled();
-    const compile = !addonBuilt();
+    // npm ci begins by removing node_modules, and with it what set-up made there.
+    const compile = install || !addonBuilt();
     systemPackages({ hsm, tools, install, compile });
     if (install) installPackages(lock);
     if (compile) buildAddon();
@@ -42,7 +43,7 @@ export function setUp({ hsm, tools = false }) {
     closeSync(lock);
   }
   const node = findNode();
-  if (node === null) throw new SetUpError(`there is no Node 24 for linux-${process.arch} among the npm packages: install Node 24.12 or newer`);
+  if (node === null) throw new SetUpError(`there is no Node 24 for linux-${process.arch} among the npm packages: install Node 24.12 or newer, but not 24.21.0`);
   return node;
 }
 
@@ -100,7 +101,7 @@ function installPackages(lock) {
   const npm = spawnSync(program, rest, { cwd: ROOT, env, stdio: ['ignore', 2, 2, lock] });
   if (npm.error !== undefined) throw new SetUpError('npm is not on the path: install it beside Node');
   if (npm.status !== 0) throw new SetUpError('npm ci failed: its own message stands above');
-  if (findNode() === null) throw new SetUpError(`there is no Node 24 for linux-${process.arch} among the npm packages: install Node 24.12 or newer`);
+  if (findNode() === null) throw new SetUpError(`there is no Node 24 for linux-${process.arch} among the npm packages: install Node 24.12 or newer, but not 24.21.0`);
   if (!addonsLoad()) throw new SetUpError('the npm package pkcs11js was installed but does not load: look at npm rebuild pkcs11js');
   mark(STAMP, stamp());
   say(`Installed npm packages in ${Math.round((Date.now() - began) / 1000)} s`);

@@ -181,6 +181,17 @@ t.test('the addon is compiled again when its source changed, and only then', asy
   t.ok(statSync(addon).mtimeMs > old.getTime());
 });
 
+t.test('the addon is there after packages were installed anew, which removes all of node_modules', async (t) => {
+  const { root } = clone(t);
+  rmSync(join(root, 'node_modules/.cofre/packages'));
+  const bin = join(root, 'bin');
+  mkdirSync(bin);
+  writeFileSync(join(bin, 'npm'), '#!/bin/sh\n[ "$1" = ci ] && rm -r node_modules/.cofre && mkdir node_modules/.cofre\n', { mode: 0o755 });
+  const { npm_execpath: _, ...env } = process.env;
+  t.match(await finished(bootstrap(t, root, ['set-up'], { ...env, PATH: `${bin}:${env['PATH']}`, npm_execpath: '' })), { code: 0, errors: /Installed npm packages/u });
+  t.ok(existsSync(join(root, 'node_modules/.cofre/hardening.node')));
+});
+
 t.test('the launcher runs the command with its arguments and exit code, from anywhere', async (t) => {
   const { root } = clone(t, "console.log(process.argv.slice(2).join(' '), process.execArgv.join(' ')); process.exit(3)");
   chmodSync(join(root, 'docker/cofre.js'), 0o755);
