@@ -10,6 +10,12 @@ export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 const OLDEST = [24, 12];
 
 /**
+ * Releases that nothing of ours may run on. 24.21.0 keeps the client's certificate of every TLS connection that it ever served: 5.1 KB each, 100 MB for 20,000 connections, measured with a bare `tls.createServer({ requestCert: true })`;
+ * 24.12 to 24.20 and 26.10 to 26.12 do not. test/memory/connections.test.ts holds any other to it.
+ */
+const UNFIT = ['24.21.0'];
+
+/**
  * What every process that may hold card numbers is started with. Node opens its inspector on SIGUSR1, and whoever can send that signal could then read the memory.
  */
 export const HARDENING_FLAGS = ['--disable-sigusr1'];
@@ -22,10 +28,15 @@ export function nodePackage() {
   return join(ROOT, 'node_modules', `node-linux-${process.arch}`);
 }
 
-/** Returns the path of a Node that runs TypeScript: this one, or the one that npm installed; null if there is none yet. */
+/** Whether the vault can run on this version of Node, such as `24.20.0`. */
+export function isFit(version) {
+  const [major, minor] = version.split('.').map(Number);
+  return (major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])) && !UNFIT.includes(version);
+}
+
+/** Returns the path of a Node that the vault can run on: this one, or the one that npm installed; null if there is none yet. */
 export function findNode() {
-  const [major, minor] = process.versions.node.split('.').map(Number);
-  if (major > OLDEST[0] || (major === OLDEST[0] && minor >= OLDEST[1])) return process.execPath;
+  if (isFit(process.versions.node)) return process.execPath;
   const installed = join(nodePackage(), 'bin', 'node');
   return existsSync(installed) ? installed : null;
 }

@@ -1,0 +1,21 @@
+/** A TLS server that asks for a certificate and nothing else, for connections.test.ts: whatever it keeps is kept by Node. Tells its port, and on each message its resident bytes after collection. */
+import { readFileSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
+import { createServer } from 'node:tls';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+const [authority, certificate, key] = process.argv.slice(2).map((path) => readFileSync(path));
+const collect = (globalThis as { gc?: () => void }).gc!;
+const server = createServer({ ca: authority, cert: certificate, key, requestCert: true, rejectUnauthorized: true, minVersion: 'TLSv1.3' }, (socket) => {
+  socket.on('error', () => undefined);
+  socket.on('data', (data) => socket.end(data));
+});
+server.listen(0, '127.0.0.1', () => process.send!((server.address() as AddressInfo).port));
+process.on('message', async () => {
+  for (let round = 0; round < 3; round += 1) {
+    collect();
+    await sleep(50);
+  }
+  process.send!(process.memoryUsage.rss());
+});
+process.on('disconnect', () => process.exit(0));
