@@ -23,6 +23,8 @@ const Port = (defaultValue: number, description: string) => Type.Integer({ minim
 const Path = (defaultValue: string, description: string) => Type.String({ minLength: 1, default: defaultValue, description });
 const Section = <T extends Record<string, TSchema>>(members: T) => Type.Object(members, { ...closed, default: {} });
 const Name = Type.String({ pattern: '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' });
+const PurposeName = Type.Enum(['authorization', 'capture', 'refund', 'chargeback'], { type: 'string' });
+const QuotaAmount = Type.Integer({ minimum: 0, maximum: 1_000_000_000 });
 
 export const ConfigSchema = Type.Object(
   {
@@ -105,12 +107,30 @@ export const ConfigSchema = Type.Object(
     }),
     tenants: Type.Array(Type.Object({ name: Name, key_domain: Type.Optional(Name) }, closed), { minItems: 1, default: [{ name: 'acme' }, { name: 'globex' }], description: 'Owners of cards. A key domain is a tenant\'s own unless named.' }),
     quotas: Type.Array(
-      Type.Object({ caller: Type.String({ pattern: '^spiffe://' }), purpose: Type.Enum(['authorization', 'capture', 'refund', 'chargeback'], { type: 'string' }), per_minute: Type.Integer({ minimum: 0, maximum: 1_000_000_000 }) }, closed),
+      Type.Object(
+        {
+          caller: Type.Optional(Type.String({ pattern: '^spiffe://' })),
+          tenant: Type.Optional(Name),
+          purpose: Type.Optional(PurposeName),
+          per_minute: Type.Optional(QuotaAmount),
+          per_hour: Type.Optional(QuotaAmount),
+          per_day: Type.Optional(QuotaAmount),
+          distinct_tokens_per_day: Type.Optional(QuotaAmount),
+        },
+        closed,
+      ),
       {
         default: ['authorization', 'capture', 'refund'].map((purpose) => ({ caller: 'spiffe://cofre.dev/tenant/acme/service/getnet', purpose: purpose as 'authorization', per_minute: 100_000 })),
-        description: 'Detokenize calls of a caller for a purpose in a minute. A caller without a line has no limit but its policy.',
+        description: 'How often cards may be taken out: by one `caller`, or by all callers of one `tenant` together; for one `purpose`, or for all together where none is named. `per_minute`, `per_hour` and `per_day` (of UTC) count tokens that are asked for, each one of a batch; `distinct_tokens_per_day` counts different ones. Every line that fits binds. A caller without a line has no limit but its policy.',
       },
     ),
+    references: Section({
+      demands: Type.Array(Type.Object({ tenant: Type.Optional(Name), purpose: PurposeName, rule: Type.Enum(['required', 'single_use'], { type: 'string' }) }, closed), {
+        default: [],
+        description: 'Purposes for which a detokenize must name a `reference`: `required`, or `single_use`, where none serves twice for the same token and purpose. Of a `tenant`, or of all that have no line of their own.',
+      }),
+      keep_days: Count(540, 1, 3650, 'How long a reference that served once is remembered.'),
+    }),
     hardening: Section({
       swap: Type.Enum(['warn', 'refuse'], { type: 'string', default: 'warn', description: 'What to do where the machine swaps.' }),
       dumpable: Type.Boolean({ default: false, description: 'Lets a debugger of the same user read this process. For tests of what memory holds; production refuses it.' }),
@@ -148,6 +168,7 @@ export function readYaml(text: string, file: string): unknown {
 /** @throws ConfigError, one line, naming the path of the key. */
 export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): Config {
   const given = readYaml(text, file) ?? {};
+  const stated = typeof given === 'object' && Object.hasOwn(given, 'quotas'); // before the defaults are written into it
   const config = Value.Default(ConfigSchema, given);
   if (!Value.Check(ConfigSchema, config)) {
     const [first] = Value.Errors(ConfigSchema, config);
@@ -163,11 +184,37 @@ export function readConfig(text: string, file: string, env: NodeJS.ProcessEnv): 
     if (milliseconds(textAt(config, path)) > maxDurationMs) throw new ConfigError(`${file}: ${path}: is longer than 24 days`);
   }
   if (config.log.archive.startsWith('s3:') && !/^s3:\/\/[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](\/[A-Za-z0-9!_.*()-]+)*$/u.test(config.log.archive)) throw new ConfigError(`${file}: log.archive: is not of the form s3://bucket/prefix`);
+  checkQuotas(config, stated, file);
   const { api_port: api, admin_port: admin, telemetry_port: telemetry } = config.listeners;
   const ports = [api, admin, telemetry].filter((port) => port !== 0);
   if (new Set(ports).size < ports.length) throw new ConfigError(`${file}: listeners: two of them have the same port`);
   if (config.profile === 'production') refuseDevelopment(config, file);
   return config;
+}
+
+/** What the schema cannot say of quotas and demands: a line that binds nobody, or says nothing, or says what another says, is a mistake. */
+function checkQuotas({ quotas, references, tenants, tls }: Config, stated: boolean, file: string): void {
+  const known = new Set(tenants.map(({ name }) => name));
+  const seen = new Set<string>();
+  for (const [at, { caller, tenant, purpose, ...amounts }] of quotas.entries()) {
+    const refuse = (why: string): never => {
+      throw new ConfigError(`${file}: quotas.${at}: ${why}`);
+    };
+    if ((caller === undefined) === (tenant === undefined)) refuse('names either a caller or a tenant');
+    if (Object.keys(amounts).length === 0) refuse('limits nothing');
+    if (tenant !== undefined && !known.has(tenant)) refuse('names a tenant that is not configured');
+    // Development's own lines stay where nothing is said of quotas, and bind nobody in another trust domain.
+    if (stated && caller !== undefined && !caller.startsWith(`spiffe://${tls.trust_domain}/tenant/`)) refuse('names a caller that is not of tls.trust_domain');
+    const key = `${caller ?? tenant} ${purpose ?? ''}`;
+    if (seen.has(key)) refuse('is of whom an earlier line is, for the same purpose');
+    seen.add(key);
+  }
+  const demanded = new Set<string>();
+  for (const [at, { tenant, purpose }] of references.demands.entries()) {
+    if (tenant !== undefined && !known.has(tenant)) throw new ConfigError(`${file}: references.demands.${at}: names a tenant that is not configured`);
+    if (demanded.has(`${tenant ?? ''} ${purpose}`)) throw new ConfigError(`${file}: references.demands.${at}: is of whom an earlier line is, for the same purpose`);
+    demanded.add(`${tenant ?? ''} ${purpose}`);
+  }
 }
 
 /** Milliseconds of a duration that the schema has checked. */

@@ -17,7 +17,10 @@ import { VaultError, codeOfHsm, problemOfItem } from './errors.ts';
 import type { ErrorCode } from './errors.ts';
 import type { Policy, Purpose } from './policy.ts';
 import type { Decision } from './policy.ts';
-import { debitQuotas, secondsToNextMinute } from './quota.ts';
+import { debitQuotas } from './quota.ts';
+import type { Debited, QuotaLimit } from './quota.ts';
+import { spendReferences } from './references.ts';
+import type { ReferenceRule, ReferenceUse } from './references.ts';
 import type { Tenant, Tenants } from './tenants.ts';
 import type { StageObserver } from './tokenize.ts';
 import { effectiveStatus, expiryText, rowIsGenuine } from './token-view.ts';
@@ -35,8 +38,10 @@ export interface DetokenizeDeps {
   readonly tenants: Tenants;
   readonly now: () => Date;
   readonly stages: StageObserver;
-  /** Tokens that `subject` may ask for in a minute; null for no limit. */
-  quotaOf(spiffeId: string, purpose: Purpose): number | null;
+  /** The limits that bind a caller for a purpose. */
+  quotasOf(spiffeId: string, tenant: string, purpose: Purpose): readonly QuotaLimit[];
+  /** What a tenant demands of the reference of a call for that purpose; null for nothing. */
+  referenceRuleOf(tenant: string, purpose: Purpose): ReferenceRule | null;
   /** Commits through a writer whose role may detokenize. */
   commit(operation: DetokenizeOperation): Promise<Committed<DetokenizeOutcome>>;
   /** Writes an entry of its own, for an open that failed after it was authorized. */
@@ -50,7 +55,9 @@ export interface DetokenizeOperation {
   readonly decision: Decision;
   readonly tenant: Tenant;
   readonly input: DetokenizeInput;
-  readonly quota: number | null;
+  readonly quotas: readonly QuotaLimit[];
+  /** Whether its reference serves once for a token. */
+  readonly spendsReference: boolean;
 }
 
 /** What one token comes to: its sealed card, or why it is not opened. */
@@ -78,7 +85,7 @@ interface OpenedCard {
  * The answer's JSON body, `{"pan":…,"expiry":…,"cardholder":…}`, as one Buffer that the caller owns and must wipe.
  * The digits go from the cipher into that Buffer and are never a string.
  *
- * @throws VaultError `not_authorized`, `token_unknown`, `token_revoked`, `token_expired`, `token_suspended`, `quota_exceeded`,
+ * @throws VaultError `not_authorized`, `token_unknown`, `token_revoked`, `token_expired`, `token_suspended`, `quota_exceeded`, `reference_required`, `reference_used`,
  *   `hsm_unavailable`, `store_unavailable`, `sealed`, `internal`, and what `commit` throws.
  */
 export async function detokenize(deps: DetokenizeDeps, call: Call, input: { readonly token: string; readonly purpose: Purpose; readonly reference?: string }): Promise<Buffer> {
@@ -107,7 +114,9 @@ async function openAll(deps: DetokenizeDeps, call: Call, action: DetokenizeOpera
     throw new VaultError('not_authorized', { facts: { decision, purpose: input.purpose, reference: input.reference, ...(tokens.length === 0 ? {} : { tokens: { not_authorized: tokens } }) } });
   }
   const tenant = deps.tenants.get(caller.tenant);
-  const operation: DetokenizeOperation = { kind: 'detokenize', action, call, decision, tenant, input, quota: deps.quotaOf(caller.spiffeId, input.purpose) };
+  const rule = deps.referenceRuleOf(tenant.name, input.purpose);
+  if (rule !== null && input.reference === undefined) throw new VaultError('reference_required', { facts: { decision, purpose: input.purpose } });
+  const operation: DetokenizeOperation = { kind: 'detokenize', action, call, decision, tenant, input, quotas: deps.quotasOf(caller.spiffeId, tenant.name, input.purpose), spendsReference: rule === 'single_use' };
 
   // 5. The entry is committed in the same transaction that reads the sealed cards and debits the quota.
   // A crash after it leaves an entry that says "authorized" for cards that nobody got: the safe side.
@@ -204,15 +213,13 @@ export async function storeDetokenize(tx: ClientBase, operations: readonly Detok
   const outcomes: (DetokenizeOutcome | null)[] = operations.map(() => null);
 
   // a. Quotas: a call that is not covered, each of its tokens counted, is refused here, alone, and its tokens are not looked at.
-  const metered = operations.flatMap((operation, index) => (operation.quota === null ? [] : [{ operation, index, quota: operation.quota }]));
+  const metered = operations.flatMap((operation, index) => (operation.quotas.length === 0 ? [] : [{ operation, index }]));
+  let debited: Debited | null = null;
   if (metered.length > 0) {
-    const granted = await debitQuotas(
-      tx,
-      metered.map(({ operation, quota }) => ({ tenantId: operation.tenant.id, subject: `${operation.call.caller?.spiffeId ?? ''} ${operation.input.purpose}`, amount: operation.input.tokens.length, limit: quota })),
-      made.at,
-    );
+    debited = await debitQuotas(tx, metered.map(({ operation: { tenant, quotas, input } }) => ({ tenantId: tenant.id, limits: quotas, tokens: input.tokens })), made.at);
     for (const [at, { index }] of metered.entries()) {
-      if (granted[at] !== true) outcomes[index] = { kind: 'refused', code: 'quota_exceeded', retryAfterSeconds: secondsToNextMinute(made.at) };
+      const seconds = debited.refusals[at] ?? null;
+      if (seconds !== null) outcomes[index] = { kind: 'refused', code: 'quota_exceeded', retryAfterSeconds: seconds };
     }
   }
 
@@ -220,12 +227,26 @@ export async function storeDetokenize(tx: ClientBase, operations: readonly Detok
   // well formed is never looked up.
   const asked = operations.flatMap(({ tenant, input }, index) => (outcomes[index] === null ? input.tokens.flatMap((token) => (parseToken(token) === null ? [] : [{ tenantId: tenant.id, token }])) : []));
   const found = new Map<string, SealedRow>();
-  if (asked.length > 0) {
-    for (const row of await findSealed(tx, asked.map(({ tenantId }) => tenantId), asked.map(({ token }) => token))) found.set(`${row.tenantId} ${row.token}`, row);
+  const [rows] = await Promise.all([asked.length === 0 ? [] : findSealed(tx, asked.map(({ tenantId }) => tenantId), asked.map(({ token }) => token)), debited?.settle()]);
+  for (const row of rows) found.set(`${row.tenantId} ${row.token}`, row);
+  const items = operations.map(({ tenant, input }, index): DetokenizeItem[] => (outcomes[index] === null ? input.tokens.map((token) => itemOf(tenant, found.get(`${tenant.id} ${token}`), made.at)) : []));
+
+  // c. References that serve once: spent by what would open, and by nothing else. A token that a call names twice is one use.
+  const uses: (ReferenceUse & { readonly index: number })[] = [];
+  for (const [index, { tenant, input, spendsReference }] of operations.entries()) {
+    if (!spendsReference) continue;
+    const opening = new Set(input.tokens.filter((_, at) => items[index]![at]?.kind === 'sealed'));
+    for (const token of opening) uses.push({ index, tenantId: tenant.id, purpose: input.purpose, token, reference: input.reference! });
+  }
+  if (uses.length > 0) {
+    const spent = await spendReferences(tx, uses, made.at);
+    for (const [at, { index, token }] of uses.entries()) {
+      if (spent[at] === true) continue;
+      items[index] = items[index]!.map((item, place) => (operations[index]!.input.tokens[place] === token ? { kind: 'refused', code: 'reference_used' } : item));
+    }
   }
   return operations.map((operation, index) => {
-    const { tenant, input } = operation;
-    const outcome: DetokenizeOutcome = outcomes[index] ?? { kind: 'authorized', items: input.tokens.map((token) => itemOf(tenant, found.get(`${tenant.id} ${token}`), made.at)) };
+    const outcome: DetokenizeOutcome = outcomes[index] ?? { kind: 'authorized', items: items[index]! };
     return { outcome, entry: detokenizeEntry(operation, outcome) };
   });
 }

@@ -28,6 +28,8 @@ const table = {
   token_expired: { status: 410, retryable: false, title: 'The token has expired.' },
   token_suspended: { status: 409, retryable: false, title: 'The token is suspended.' },
   idempotency_conflict: { status: 409, retryable: false, title: 'The Idempotency-Key was used before with another request.' },
+  reference_required: { status: 422, retryable: false, title: 'A call for this purpose names a reference.' },
+  reference_used: { status: 409, retryable: false, title: 'The reference has served for this token and purpose before.' },
   payload_too_large: { status: 413, retryable: false, title: 'The request body is larger than this call takes.' },
   too_many_items: { status: 422, retryable: false, title: 'The batch has more items than one call takes.' },
   quota_exceeded: { status: 429, retryable: true, title: 'The quota of this caller is used up.', retryAfterSeconds: 60 },

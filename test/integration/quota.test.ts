@@ -22,7 +22,7 @@ const earlyInAMinute = async (): Promise<void> => {
 };
 const detokenize = (client: ApiClient, purpose: string, text = token) => client.post('/v1/detokenize', { token: text, purpose });
 /** Ends the vault's minute: nothing of the next one is used. */
-const nextMinute = (): Promise<void> => withClient({ connectionString: database.adminUrl }, async (client) => void (await client.query("DELETE FROM quota_usage")));
+const nextMinute = (): Promise<void> => withClient({ connectionString: database.adminUrl }, async (client) => void (await client.query("DELETE FROM quota_counts")));
 
 await t.test('under concurrency exactly the quota is granted in a minute, and the rest is told when to come again', async (t) => {
   const getnet = appliance.client('getnet', { connections: 32 });
@@ -71,4 +71,42 @@ await t.test('a restart does not give a quota anew', async (t) => {
   for (let n = 0; n < perMinute; n += 1) t.equal((await detokenize(getnet, 'authorization')).status, 200);
   await appliance.restart();
   isProblem(t, await detokenize(appliance.client('getnet'), 'authorization'), 'quota_exceeded');
+});
+
+await t.test('several processes grant exactly what is allowed: calls of a whole tenant, distinct tokens of a caller, and a reference once', { timeout: 120_000 }, async (t) => {
+  const most = 60;
+  const different = 12;
+  const twin = await startAppliance(t, {
+    config: {
+      workers: 2,
+      quotas: [{ tenant: 'acme', purpose: 'authorization', per_day: most }, { caller, purpose: 'refund', distinct_tokens_per_day: different }],
+      references: { demands: [{ purpose: 'capture', rule: 'single_use' }] },
+    },
+  });
+  const checkout = twin.client('checkout');
+  const tokens = await Promise.all(Array.from({ length: 24 }, async (_, card) => (await checkout.post('/v1/tokenize', { pan: cardText(card) })).json()['token'] as string));
+  // Not around midnight of UTC, where two days would be granted.
+  while (new Date().getUTCHours() === 23 && new Date().getUTCMinutes() >= 59) await sleep(1000);
+  const clients = [twin.client('getnet', { connections: 16 }), twin.client('getnet', { connections: 16 })];
+  const ask = (n: number, body: object) => clients[n % 2]!.post('/v1/detokenize', body);
+
+  const authorized = await Promise.all(Array.from({ length: 3 * most }, (_, n) => ask(n, { token: tokens[n % tokens.length], purpose: 'authorization' })));
+  t.equal(authorized.filter(({ status }) => status === 200).length, most);
+  for (const reply of authorized.filter(({ status }) => status !== 200)) {
+    t.equal(faultOfProblem(reply, 'quota_exceeded'), null);
+    const wait = Number(reply.headers['retry-after']);
+    t.ok(wait >= 1 && wait <= 86_400);
+  }
+
+  const refunds = await Promise.all(Array.from({ length: 8 * tokens.length }, async (_, n) => ({ token: tokens[(n * 7) % tokens.length]!, reply: await ask(n, { token: tokens[(n * 7) % tokens.length], purpose: 'refund' }) })));
+  const opened = new Set(refunds.filter(({ reply }) => reply.status === 200).map(({ token }) => token));
+  t.equal(opened.size, different);
+  const [one] = opened;
+  t.equal((await ask(0, { token: one, purpose: 'refund' })).status, 200, 'a token that was opened that day costs nothing more');
+  isProblem(t, await ask(0, { token: tokens.find((token) => !opened.has(token)), purpose: 'refund' }), 'quota_exceeded');
+
+  isProblem(t, await ask(0, { token: one, purpose: 'capture' }), 'reference_required');
+  const captures = await Promise.all(Array.from({ length: 40 }, (_, n) => ask(n, { token: one, purpose: 'capture', reference: 'order-1' })));
+  t.equal(captures.filter(({ status }) => status === 200).length, 1);
+  for (const reply of captures.filter(({ status }) => status !== 200)) t.equal(faultOfProblem(reply, 'reference_used'), null);
 });

@@ -9,6 +9,8 @@ import type { Call } from '../../vault/call.ts';
 import { GroupCommit } from '../../vault/commit.ts';
 import { detokenize, detokenizeBatch, openFailure, type DetokenizeDeps, type DetokenizeOperation, type FailedItem } from '../../vault/detokenize.ts';
 import { VaultError } from '../../vault/errors.ts';
+import { quotaRules } from '../../vault/quota.ts';
+import type { ReferenceRule } from '../../vault/references.ts';
 import { Tenants } from '../../vault/tenants.ts';
 import { executeDetokenizing, failureEntry, type DetokenizingOperation, type DetokenizingOutcome } from '../../vault/transaction.ts';
 import { freshDatabase, type FreshDatabase } from '../support/database.ts';
@@ -22,14 +24,15 @@ interface Options {
   readonly now?: () => Date;
   readonly allowed?: boolean;
   readonly quota?: number;
+  readonly references?: Readonly<Record<string, ReferenceRule>>;
   /** Asked before a value is opened; may throw what the cipher would. */
   readonly before?: (kind: SealedKind, request: string) => Promise<void> | void;
   readonly recordFails?: boolean;
 }
 
 interface Opener {
-  single(token: string, purpose?: 'capture' | 'refund'): Promise<Buffer>;
-  batch(tokens: readonly string[]): Promise<Buffer>;
+  single(token: string, purpose?: 'capture' | 'refund', reference?: string): Promise<Buffer>;
+  batch(tokens: readonly string[], reference?: string): Promise<Buffer>;
   /** What the cipher gave, and what was made of it since. */
   readonly opened: Buffer[];
   /** Of the last call. */
@@ -70,7 +73,8 @@ async function openOpener(t: Test, database: FreshDatabase, options: Options = {
     tenants,
     now,
     stages: { keyWork: () => undefined },
-    quotaOf: (_caller: string, purpose: string) => (purpose === 'refund' ? (options.quota ?? null) : null),
+    quotasOf: quotaRules(options.quota === undefined ? [] : [{ caller: 'spiffe://cofre.dev/tenant/acme/service/getnet', purpose: 'refund', per_minute: options.quota }]),
+    referenceRuleOf: (_tenant: string, purpose: string) => options.references?.[purpose] ?? null,
     commit: (operation: DetokenizingOperation) => writer.commit(operation),
     record: async (operation: DetokenizeOperation, failed: readonly FailedItem[]) => {
       if (options.recordFails === true) throw new VaultError('audit_unavailable');
@@ -82,8 +86,8 @@ async function openOpener(t: Test, database: FreshDatabase, options: Options = {
     return { requestId: opener.request, at: now(), caller: { spiffeId: 'spiffe://cofre.dev/tenant/acme/service/getnet', tenant: 'acme', service: 'getnet', serial: '2a', notAfter: new Date('2030-01-01') }, from: '127.0.0.1' };
   };
   const opener: Opener = {
-    single: (token, purpose = 'capture') => detokenize(deps, call(), { token, purpose }),
-    batch: (tokens) => detokenizeBatch(deps, call(), { tokens, purpose: 'capture' }),
+    single: (token, purpose = 'capture', reference) => detokenize(deps, call(), { token, purpose, ...(reference === undefined ? {} : { reference }) }),
+    batch: (tokens, reference) => detokenizeBatch(deps, call(), { tokens, purpose: 'capture', ...(reference === undefined ? {} : { reference }) }),
     opened,
     request: '',
   };
@@ -186,6 +190,39 @@ t.test('where the second entry cannot be written the whole call is refused for t
   t.equal(await codeOf(opener.batch([good.token, bad.token])), 'audit_unavailable');
   t.equal(opener.opened.length, 2);
   t.ok(opener.opened.every((buffer) => buffer.every((byte) => byte === 0)));
+});
+
+t.test('a purpose may demand a reference, and that it serves once for a token', async (t) => {
+  const database = await freshDatabase(t);
+  const vault = await openVault(t, database);
+  const [first, second] = [(await vault.tokenize(1)).token, (await vault.tokenize(2)).token];
+  const opener = await openOpener(t, database, { references: { capture: 'single_use', refund: 'required' } });
+  const refused = async (asked: Promise<Buffer>, code: string): Promise<void> => {
+    const error = await asked.catch((thrown: unknown) => thrown);
+    t.match(error, { code, recorded: code !== 'reference_required' });
+  };
+  await refused(opener.single(first), 'reference_required');
+  await refused(opener.single(first, 'refund'), 'reference_required');
+  for (let n = 0; n < 2; n += 1) t.ok((await opener.single(first, 'refund', 'order-1')).includes(textOf(1)), 'required, and no more');
+
+  t.ok((await opener.single(first, 'capture', 'order-1')).includes(textOf(1)), 'what another purpose used is not used for this one');
+  await refused(opener.single(first, 'capture', 'order-1'), 'reference_used');
+  t.same(await said(database, opener.request), [['refused', 'reference_used', { reference_used: [first] }]]);
+  t.ok((await opener.single(first, 'capture', 'order-2')).includes(textOf(1)));
+  t.ok((await opener.single(second, 'capture', 'order-1')).includes(textOf(2)), 'another token');
+
+  // What does not open has not used it.
+  await vault.change('suspend', second);
+  await refused(opener.single(second, 'capture', 'order-3'), 'token_suspended');
+  await vault.change('resume', second);
+  const body = JSON.parse((await opener.batch([first, second, first, 'tok_nothing'], 'order-3')).toString('utf8')) as { items: { pan?: string; error?: { code: string } }[] };
+  t.same(body.items.map(({ pan, error }) => pan ?? error?.code), [textOf(1), textOf(2), textOf(1), 'token_unknown'], 'a token that stands there twice is one use');
+  const again = JSON.parse((await opener.batch([first, second], 'order-3')).toString('utf8')) as { items: { error?: { code: string } }[] };
+  t.same(again.items.map(({ error }) => error?.code), ['reference_used', 'reference_used']);
+  t.same(await said(database, opener.request), [['allowed', undefined, { reference_used: [first, second] }]]);
+
+  const both = await Promise.allSettled(Array.from({ length: 6 }, () => opener.single(first, 'capture', 'order-4')));
+  t.equal(both.filter(({ status }) => status === 'fulfilled').length, 1, 'of calls at the same moment one is granted');
 });
 
 t.test('who is refused or has used up the quota opens nothing, and only tokens are named', async (t) => {

@@ -15,6 +15,8 @@ const contract: Readonly<Record<ErrorCode, readonly [status: number, retryable: 
   token_expired: [410, false, undefined],
   token_suspended: [409, false, undefined],
   idempotency_conflict: [409, false, undefined],
+  reference_required: [422, false, undefined],
+  reference_used: [409, false, undefined],
   payload_too_large: [413, false, undefined],
   too_many_items: [422, false, undefined],
   quota_exceeded: [429, true, 60],

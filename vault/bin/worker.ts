@@ -22,7 +22,8 @@ import { LogReads } from '../log-reads.ts';
 import { NumericSpace } from '../numeric-space.ts';
 import { loadPolicy } from '../policy.ts';
 import type { Policy } from '../policy.ts';
-import { sweepQuotas } from '../quota.ts';
+import { quotaRules, sweepQuotas } from '../quota.ts';
+import { referenceRules, sweepReferences } from '../references.ts';
 import { Refusals } from '../refusals.ts';
 import { RevocationList } from '../revocation.ts';
 import { addDetokenizingRoutes, addOpenApi, addTokenizingRoutes } from '../routes.ts';
@@ -181,13 +182,13 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
     });
   }
   if (api !== null && detokenizing !== null) {
-    const quotas = new Map(config.quotas.map((quota) => [`${quota.caller} ${quota.purpose}`, quota.per_minute]));
     addDetokenizingRoutes(api, {
       policy,
       tenants,
       now,
       stages: metrics,
-      quotaOf: (spiffeId, purpose) => quotas.get(`${spiffeId} ${purpose}`) ?? null,
+      quotasOf: quotaRules(config.quotas),
+      referenceRuleOf: referenceRules(config.references.demands),
       // Single calls and batches take turns.
       commit: (operation) => watched.refusal() ?? (detokenizing.commit(operation, operation.input.tokens.length, `${operation.action} ${operation.tenant.name}`) as Promise<Committed<DetokenizeOutcome>>),
       record: async (operation, failed) => void (await detokenizing.commit({ kind: 'entry', entry: openFailure(operation, failed) }, 1, operation.tenant.name)),
@@ -303,7 +304,8 @@ function sweep(stack: AsyncDisposableStack, { config, access, log, index }: Proc
     await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs)));
     // Two days back, so that no clock of ours is still in it.
     await as('tokenize', (client) => sweepGroups(client, dateOf(Math.floor(now().getTime() / 86_400_000) - 1)));
-    await as('detokenize', (client) => sweepQuotas(client, new Date(now().getTime() - 3_600_000)));
+    await as('detokenize', (client) => sweepQuotas(client, now()));
+    await as('detokenize', (client) => sweepReferences(client, new Date(now().getTime() - config.references.keep_days * 86_400_000)));
   };
   let rows: Promise<void> | null = null;
   every(stack, 60_000, () => {

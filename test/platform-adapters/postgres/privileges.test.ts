@@ -34,6 +34,10 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   tokens: { tokenize: { select: 'all', insert: 'all', update: ['status', 'row_version', 'token_mac', 'metadata', 'reusable'] }, detokenize: { select: 'all' }, admin: { select: madeIn } },
   idempotency_keys: { tokenize: { select: 'all', insert: 'all', delete: true } },
   guessed_groups: { tokenize: { select: 'all', insert: 'all', update: ['seen', 'shared_at'], delete: true } },
+  quota_counts: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
+  quota_tokens: { detokenize: { select: 'all', insert: 'all', delete: true } },
+  used_references: { detokenize: { select: 'all', insert: 'all', delete: true } },
+  // Emptied by processes of this version, filled by none.
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
   batches: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },
