@@ -85,7 +85,7 @@ export interface Debited {
    * Puts the counters right where something was refused, and notes distinct tokens. To be awaited before COMMIT, beside other statements of the transaction: it needs no answer of theirs.
    * Does nothing, and asks the database nothing, in the usual case.
    */
-  settle(): Promise<void>;
+  readonly settle: () => Promise<void>;
 }
 
 /**
@@ -133,7 +133,9 @@ export async function debitQuotas(tx: ClientBase, debits: readonly QuotaDebit[],
             text: 'SELECT t.tenant_id, t.mark FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, mark) JOIN quota_tokens t ON t.tenant_id = q.tenant_id AND t.day = $3::date AND t.mark = q.mark',
             values: [int4Array([...marks.keys()].map(tenantOf)), byteaArray([...marks.values()]), today],
           })
-          .then((found) => void found.rows.forEach((row) => known.add(keyOf(row.tenant_id, row.mark)))),
+          .then((found) => {
+            for (const row of found.rows) known.add(keyOf(row.tenant_id, row.mark));
+          }),
   ]);
   // A counter that was not told of, which cannot be, grants nothing.
   for (const row of rows) {

@@ -8,14 +8,15 @@ const [authority, certificate, key] = process.argv.slice(2).map((path) => readFi
 const collect = (globalThis as { gc?: () => void }).gc!;
 const server = createServer({ ca: authority, cert: certificate, key, requestCert: true, rejectUnauthorized: true, minVersion: 'TLSv1.3' }, (socket) => {
   socket.on('error', () => undefined);
-  socket.on('data', (data) => socket.end(data));
+  socket.on('data', (data: Buffer) => socket.end(data));
 });
 server.listen(0, '127.0.0.1', () => process.send!((server.address() as AddressInfo).port));
-process.on('message', async () => {
+const tell = async (): Promise<void> => {
   for (let round = 0; round < 3; round += 1) {
     collect();
     await sleep(50);
   }
   process.send!(process.memoryUsage.rss());
-});
+};
+process.on('message', () => void tell());
 process.on('disconnect', () => process.exit(0));
