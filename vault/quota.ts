@@ -121,22 +121,18 @@ export async function debitQuotas(tx: ClientBase, debits: readonly QuotaDebit[],
     values: [...namesOf(sorted), int4Array(sorted.map(({ added }) => added))],
   });
   // Behind it on the wire, so it sees what the holders of the locks before us have committed.
-  const known = new Set<string>();
   const today = dayOf(now);
-  const [{ rows }] = await Promise.all([
+  const [{ rows }, noted] = await Promise.all([
     locked,
     marks.size === 0
       ? null
-      : tx
-          .query<{ tenant_id: number; mark: Buffer }>({
-            name: 'find-quota-tokens',
-            text: 'SELECT t.tenant_id, t.mark FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, mark) JOIN quota_tokens t ON t.tenant_id = q.tenant_id AND t.day = $3::date AND t.mark = q.mark',
-            values: [int4Array([...marks.keys()].map(tenantOf)), byteaArray([...marks.values()]), today],
-          })
-          .then((found) => {
-            for (const row of found.rows) known.add(keyOf(row.tenant_id, row.mark));
-          }),
+      : tx.query<{ tenant_id: number; mark: Buffer }>({
+          name: 'find-quota-tokens',
+          text: 'SELECT t.tenant_id, t.mark FROM unnest($1::int[], $2::bytea[]) AS q(tenant_id, mark) JOIN quota_tokens t ON t.tenant_id = q.tenant_id AND t.day = $3::date AND t.mark = q.mark',
+          values: [int4Array([...marks.keys()].map(tenantOf)), byteaArray([...marks.values()]), today],
+        }),
   ]);
+  const known = new Set((noted?.rows ?? []).map((row) => keyOf(row.tenant_id, row.mark)));
   // A counter that was not told of, which cannot be, grants nothing.
   for (const row of rows) {
     const counter = counters.get(nameOf(row.tenant_id, row.subject, row.window_seconds));
