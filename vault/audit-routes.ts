@@ -6,7 +6,7 @@ import type { LogsAnswer, LogsQuery } from '../audit/search-logs.ts';
 import { entryOf } from './call.ts';
 import { VaultError } from './errors.ts';
 import type { LogReads } from './log-reads.ts';
-import type { Decision, Policy } from './policy.ts';
+import type { Decision, Policy, PolicyFiles } from './policy.ts';
 import { readSearchTime, searchTimePattern } from './search-time.ts';
 import type { RouteFacts } from './server.ts';
 import type { EntryOperation } from './transaction.ts';
@@ -19,6 +19,8 @@ export interface ServedLog {
   vkey(): Promise<string | null>;
   /** What stands at a path of tlog-tiles (`tile/…`); of an entry bundle also which entries it holds, `to` not among them. */
   resource(path: string): Promise<{ readonly bytes: Buffer; readonly entries: { readonly from: number; readonly to: number } | null } | null>;
+  /** A set of policies that was in force, by the digest that the log names it by. @throws Error where what stands there has another. */
+  policySet(digest: string): Promise<PolicyFiles | null>;
   /** Null if `beforeIn` is none of the logs in the database. */
   search(query: LogsQuery): Promise<LogsAnswer | null>;
 }
@@ -55,7 +57,7 @@ export const SearchQuery = Type.Object(
   { additionalProperties: false },
 );
 
-/** `GET /audit/checkpoint`, `/audit/tile/…`, `/audit/vkey` and `/audit/search`: for callers with the grant `audit_read`. */
+/** `GET /audit/checkpoint`, `/audit/tile/…`, `/audit/vkey`, `/audit/search` and `/audit/policies/…`: for callers with the grant `audit_read`. */
 export function addAuditRoutes(app: FastifyInstance, deps: AuditDeps): void {
   const { policy, log, reads } = deps;
 
@@ -91,6 +93,16 @@ export function addAuditRoutes(app: FastifyInstance, deps: AuditDeps): void {
     request.holdAnswer(bytes.length);
     reads.note(request.call, policyIds, entries ?? 'tile');
     return await reply.header('cache-control', 'private, max-age=31536000, immutable').type('application/octet-stream').send(bytes);
+  });
+
+  app.get<{ Params: { digest: string } }>('/audit/policies/:digest', { config: facts('policy_read') }, async (request, reply) => {
+    const decision = await admit(request);
+    const { digest } = request.params;
+    const files = there(/^[0-9a-f]{64}$/u.test(digest) ? await log.policySet(digest) : null);
+    await deps.record({ kind: 'entry', entry: entryOf(request.call, { action: 'policy_read', decision, detail: { policies: digest } }) });
+    const set = Buffer.from(JSON.stringify([...files]));
+    request.holdAnswer(set.length);
+    return await reply.type('application/json; charset=utf-8').send(set);
   });
 
   app.get<{ Querystring: Static<typeof SearchQuery> }>('/audit/search', { config: facts('log_search'), schema: { querystring: SearchQuery } }, async (request, reply) => {

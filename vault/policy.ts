@@ -18,6 +18,9 @@ export interface Decision {
   readonly policyIds: readonly string[];
 }
 
+/** The files of a set by their names: the schema and every `*.cedar`, in the order that its digest has. */
+export type PolicyFiles = ReadonlyMap<string, string>;
+
 /** Who may do what, for which purpose. Denies by default. */
 export interface Policy {
   /**
@@ -29,6 +32,8 @@ export interface Policy {
   readonly digest: string;
   /** The @id of every policy in force, sorted. */
   readonly policyIds: readonly string[];
+  /** The set in force, as it was read. */
+  readonly files: PolicyFiles;
   /**
    * Reads the directory again. The new set is taken whole, or where anything is wrong with it the old one stays in force.
    *
@@ -56,13 +61,13 @@ const denied: Decision = { allowed: false, policyIds: [] };
 
 /**
  * Loads the policies (`*.cedar`) and the schema (`vault.cedarschema`) of a directory. Refuses the set on any error or warning of Cedar's strict
- * validation, on a schema that lacks one of our actions or purposes, on a template, on a policy without an @id of its own, on a set without policies, and on one that gives an action of `named` to a caller that nobody has heard of.
+ * validation, on a schema that lacks one of our actions or purposes, on a template, on a policy without an @id of its own, on a set without policies, on one that gives an action of `named` to a caller that nobody has heard of, and on one under which nobody could administer the vault.
  *
  * @throws PolicySetError with every finding.
  */
 export async function loadPolicy(directory: string, options: PolicyOptions = {}): Promise<Policy> {
   const { report = () => {}, maxMemo = 10_000 } = options;
-  let inForce = await readSet(directory);
+  let inForce = await checkSet(await readPolicyFiles(directory), directory);
   let memo = new Map<string, Decision>();
   let pending: Promise<unknown> = Promise.resolve();
 
@@ -72,6 +77,9 @@ export async function loadPolicy(directory: string, options: PolicyOptions = {})
     },
     get policyIds() {
       return inForce.policyIds;
+    },
+    get files() {
+      return inForce.files;
     },
     decide(caller, action, purpose, tenant = caller.tenant) {
       const asked = needsPurpose(action) ? purpose : null;
@@ -88,7 +96,7 @@ export async function loadPolicy(directory: string, options: PolicyOptions = {})
     reload() {
       const next = pending.then(async () => {
         try {
-          const read = await readSet(directory);
+          const read = await checkSet(await readPolicyFiles(directory), directory);
           const old = inForce;
           // Both at once, with no turn of the event loop between: no decision of the old set outlives it.
           inForce = read;
@@ -110,6 +118,7 @@ interface PolicySet {
   readonly handle: string;
   readonly digest: string;
   readonly policyIds: readonly string[];
+  readonly files: PolicyFiles;
 }
 
 interface SourcePolicy {
@@ -123,23 +132,40 @@ interface SourcePolicy {
 
 let handles = 0;
 
-async function readSet(directory: string): Promise<PolicySet> {
+/** Reads the schema and the policies of a directory, and looks at nothing else there. @throws PolicySetError if one cannot be read. */
+export async function readPolicyFiles(directory: string): Promise<PolicyFiles> {
   const names = (await readdir(directory)).filter((name) => name.endsWith('.cedar')).sort();
   const read = (name: string): Promise<string> =>
     readFile(join(directory, name), 'utf8').catch((error: NodeJS.ErrnoException) => {
       throw new PolicySetError(`${name}: ${error.code === 'ENOENT' ? 'is missing' : `cannot be read (${error.code ?? 'unknown'})`}`);
     });
-  const schema = await read(schemaFile);
-  const hash = createHash('sha256').update(`${schemaFile}\0${Buffer.byteLength(schema)}\0${schema}`);
+  const files = new Map<string, string>();
+  for (const name of [schemaFile, ...names]) files.set(name, await read(name));
+  return files;
+}
 
+/** SHA-256 in hex over the files, each with its name and length before it. */
+export function digestOfPolicies(files: PolicyFiles): string {
+  const hash = createHash('sha256');
+  for (const [name, text] of files) hash.update(`${name}\0${Buffer.byteLength(text)}\0${text}`);
+  return hash.digest('hex');
+}
+
+/** A set that was read before, by itself: it is not reloaded, and remembers no decision. @throws PolicySetError as `loadPolicy`. */
+export async function openPolicySet(files: PolicyFiles, where: string): Promise<Pick<Policy, 'decide' | 'digest' | 'policyIds' | 'files'>> {
+  const { handle, ...set } = await checkSet(files, where);
+  return { ...set, decide: (caller, action, purpose, tenant = caller.tenant) => evaluate(handle, caller, action, needsPurpose(action) ? purpose : null, tenant, () => undefined) };
+}
+
+async function checkSet(files: PolicyFiles, directory: string): Promise<PolicySet> {
+  const schema = files.get(schemaFile) ?? '';
   const parsedSchema = cedar.checkParseSchema(schema);
   if (parsedSchema.type === 'failure') throw new PolicySetError(parsedSchema.errors.map((error) => finding(schemaFile, schema, error)).join('\n'));
 
   const findings: string[] = schemaGaps(schema).map((gap) => `${schemaFile}: ${gap}`);
   const policies = new Map<string, SourcePolicy>();
-  for (const name of names) {
-    const text = await read(name);
-    hash.update(`${name}\0${Buffer.byteLength(text)}\0${text}`);
+  for (const [name, text] of files) {
+    if (name === schemaFile) continue;
     const earlierFindings = findings.length;
     const inFile = readFileOfPolicies(name, text, schema, findings);
     // A file that was cut to nothing would take its forbids with it, without a word.
@@ -150,7 +176,7 @@ async function readSet(directory: string): Promise<PolicySet> {
       else findings.push(`${policy.where}: the @id "${policy.id}" is used before, in ${earlier.where}`);
     }
   }
-  if (names.length === 0) findings.push(`${directory}: holds no *.cedar file`);
+  if (files.size === 1) findings.push(`${directory}: holds no *.cedar file`);
   if (findings.length > 0) throw new PolicySetError(findings.join('\n'));
 
   const open = [...policies.values()].filter(({ closed }) => !closed);
@@ -158,7 +184,22 @@ async function readSet(directory: string): Promise<PolicySet> {
   findings.push(...(await grantsToAnyone(probe, new Map(open.map((policy) => [policy.id, policy])))));
   release(probe);
   if (findings.length > 0) throw new PolicySetError(findings.join('\n'));
-  return { handle: prepare(schema, [...policies.values()]), digest: hash.digest('hex'), policyIds: [...policies.keys()].sort() };
+  const handle = prepare(schema, [...policies.values()]);
+  if (!letsSomebodyIn(handle, [...policies.values()])) {
+    release(handle);
+    throw new PolicySetError(`${directory}: nobody whom a policy names may administer the vault: with these policies in force all operators would be locked out`);
+  }
+  return { handle, digest: digestOfPolicies(files), policyIds: [...policies.keys()].sort(), files };
+}
+
+/** Whether a caller that some policy names may administer the vault, in a tenant of its own. */
+function letsSomebodyIn(handle: string, policies: readonly SourcePolicy[]): boolean {
+  for (const { text } of policies) {
+    for (const [, spiffeId, tenant, service] of text.matchAll(/"(spiffe:\/\/[a-z0-9.-]+\/tenant\/([a-z0-9-]+)\/service\/([a-z0-9-]+))"/g)) {
+      if (evaluate(handle, { spiffeId: spiffeId!, tenant: tenant!, service: service!, serial: '1', notAfter: new Date(0) }, 'administer', null, tenant!, () => undefined).allowed) return true;
+    }
+  }
+  return false;
 }
 
 /** Where a schema, perhaps of an older vault, does not know what this vault asks: each such call would be refused one by one. */

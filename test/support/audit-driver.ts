@@ -1,12 +1,14 @@
 /** Started by `audit-commands.ts`: runs one command of the auditor's after the other, and gives what each wrote. */
 import { audit } from '../../vault/bin/audit.ts';
+import { policy } from '../../vault/bin/policy.ts';
 
 interface Asked {
+  readonly group: 'audit' | 'policy';
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string>>;
 }
 
-async function run({ args, env }: Asked): Promise<{ code: number; out: string; err: string }> {
+async function run({ group, args, env }: Asked): Promise<{ code: number; out: string; err: string }> {
   const written = { out: '', err: '' };
   const streams = [[process.stdout, 'out'], [process.stderr, 'err']] as const;
   const writes = streams.map(([stream]) => stream.write.bind(stream));
@@ -16,7 +18,7 @@ async function run({ args, env }: Asked): Promise<{ code: number; out: string; e
   Object.assign(process.env, env);
   let code: number;
   try {
-    code = await audit(args, { ...before, ...env });
+    code = await (group === 'policy' ? policy : audit)(args, { ...before, ...env });
   } finally {
     for (const [index, [stream]] of streams.entries()) stream.write = writes[index]!;
     for (const name of Object.keys(env)) if (before[name] === undefined) delete process.env[name];

@@ -38,6 +38,7 @@ t.test('who asks for entries and does not read them holds one answer beyond its 
     log: {
       checkpoint: () => Promise.resolve(null),
       vkey: () => Promise.resolve(null),
+      policySet: () => Promise.resolve(null),
       resource: () => {
         resources += 1;
         return Promise.resolve({ bytes: bundle, entries: { from: 0, to: 256 } });

@@ -13,6 +13,7 @@ const usage = `cofre <command> [options]
   init    make the vault's keys inside the HSM, from one reviewed file
   config  print the configuration in force, or what every key means
   audit   export, verify and prove the log: cofre audit --help lists how
+  policy  check and compare policies, and who may do what, now or at a past moment
 
   --home DIR      state of the vault; default COFRE_HOME, else .cofre beside the package
   --config FILE   configuration; default cofre.config.yaml in the home, else the defaults of development
@@ -45,13 +46,13 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   }
   // Not for people: `serve` starts it where the configuration wants several processes.
   if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess();
-  if (command === 'audit') {
+  if (command === 'audit' || command === 'policy') {
     // Who reads only the first lines, as head does, hangs up: the rest is wanted by nobody.
     process.stdout.on('error', (error: NodeJS.ErrnoException) => {
       if (error.code !== 'EPIPE') process.stderr.write(`cofre: standard output cannot be written (${error.code ?? 'unknown'})\n`);
       process.exit(1);
     });
-    return await (await import('./audit.ts')).audit(rest, env);
+    return command === 'audit' ? await (await import('./audit.ts')).audit(rest, env) : await (await import('./policy.ts')).policy(rest, env);
   }
   // Of its own: `cofre toString` is no command either.
   const text = Object.hasOwn(help, command) ? help[command] : undefined;

@@ -86,7 +86,8 @@ function tenantsOf(config: Config): { name: string; keyDomain: string }[] {
   return config.tenants.map((tenant) => ({ name: tenant.name, keyDomain: tenant.key_domain ?? tenant.name }));
 }
 
-async function asClient<T>(connection: ClientConfig, source: string, work: (client: Client) => Promise<T>): Promise<T> {
+/** Does some work on a connection of its own. @throws Error of one line if the database does not answer, and what `work` throws. */
+export async function asClient<T>(connection: ClientConfig, source: string, work: (client: Client) => Promise<T>): Promise<T> {
   const client = new Client(connection);
   client.on('error', () => undefined);
   await client.connect().catch((error: unknown) => {

@@ -8,6 +8,7 @@ import { searchLogs } from '../../audit/search-logs.ts';
 import { parsePath, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { readCheckpoint, readHead, readTile } from '../../audit/tree-store.ts';
 import type { ServedLog } from '../audit-routes.ts';
+import { findPolicySet } from '../policy-store.ts';
 import { endPool } from './database.ts';
 
 /** `connection` is the administrating role's, which reads the log, and of cards only where their tokens' entries stand. */
@@ -24,6 +25,7 @@ export function serveLog(stack: AsyncDisposableStack, connection: ClientConfig, 
       const head = await readHead(pool);
       return head === null ? null : encodeVkey(head.origin, key.algorithm, key.publicKeySpki);
     },
+    policySet: (digest) => findPolicySet(pool, digest),
     async resource(path) {
       const parsed = parsePath(path);
       const head = parsed === null || parsed.kind === 'checkpoint' ? null : await readHead(pool);

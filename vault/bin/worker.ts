@@ -1,6 +1,6 @@
 /** What serves calls: policies, keys, writers and listeners of one process, built by plain calls in order. What sequences the log is bin/sequencer.ts. */
 import { resolve } from 'node:path';
-import { Client } from 'pg';
+import type { Client } from 'pg';
 import type { Entry } from '../../audit/entry.ts';
 import { NetworkBuffers } from '../../platform-adapters/node/network-buffers.ts';
 import type { ProcessRole } from '../../platform-adapters/postgres/roles.ts';
@@ -22,6 +22,7 @@ import { LogReads } from '../log-reads.ts';
 import { NumericSpace } from '../numeric-space.ts';
 import { loadPolicy } from '../policy.ts';
 import type { Policy } from '../policy.ts';
+import { keepPolicySet } from '../policy-store.ts';
 import { quotaRules, sweepQuotas } from '../quota.ts';
 import { referenceRules, sweepReferences } from '../references.ts';
 import { Refusals } from '../refusals.ts';
@@ -38,7 +39,7 @@ import { pooledRandom } from '../token.ts';
 import { executeDetokenizing, executeEntries, executeTokenizing } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, EntryOutcome, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import type { LookUpOutcome } from '../validate.ts';
-import { connectionOf, tenantsInDatabase } from './database.ts';
+import { asClient, connectionOf, tenantsInDatabase } from './database.ts';
 import { openGuessing } from './guessing.ts';
 import { drain, listenSecure } from './listen.ts';
 import { KeyEvents, openKeys } from './keys.ts';
@@ -86,6 +87,10 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
   const tenants = new Tenants(has('tokenize') || has('detokenize') ? tenantRows.map((tenant) => ({ id: tenant.id, name: tenant.name, keys: keyring.forTenant(tenant.name) })) : []);
 
   await options.sequenced;
+
+  // Before the log names them: whoever reads there who could do what finds them by their digest.
+  const keepPolicies = (): Promise<void> => asClient(connectionOf(access, firstRole), 'DATABASE_URL', (client) => keepPolicySet(client, policy.digest, policy.files, now()));
+  await keepPolicies();
 
   // Writers. Batches have one of their own, so that single calls do not wait for a thousand cards to be written.
   const context = { home, config, access, signer: keyring.logSigner, log, metrics, now, index, policies: policy.digest };
@@ -227,7 +232,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
         ports.api = await listenSecure(api, host, apiPort, 'API', 'COFRE_API_PORT');
         stack.defer(() => drain(api, milliseconds(drainTimeout)));
       }
-      watchFiles(hangUps, { revocation, policy, listeners, record, log, now });
+      watchFiles(hangUps, { revocation, policy, keepPolicies, listeners, record, log, now });
       sweep(stack, options, tenants, batching, now);
       return ports;
     },
@@ -237,6 +242,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
 interface Watched {
   readonly revocation: RevocationList;
   readonly policy: Policy;
+  readonly keepPolicies: () => Promise<void>;
   readonly listeners: readonly TlsListener[];
   readonly record: (entry: Entry) => Promise<void>;
   readonly log: Log;
@@ -244,7 +250,7 @@ interface Watched {
 }
 
 /** What changes while it runs: the revocation list and the certificates when their files do, all of them and the policies on SIGHUP. */
-function watchFiles(hangUps: HangUps, { revocation, policy, listeners, record, log, now }: Watched): void {
+function watchFiles(hangUps: HangUps, { revocation, policy, keepPolicies, listeners, record, log, now }: Watched): void {
   const closeRevoked = (serials: ReadonlySet<string>): number => listeners.reduce((closed, tls) => closed + tls.closeRevoked(serials), 0);
   revocation.watch(1000, ({ outcome, reason, newlyRevoked }) => {
     if (outcome === 'refused') log.error('the revocation list was not reloaded', { reason: reason ?? '' });
@@ -255,7 +261,10 @@ function watchFiles(hangUps: HangUps, { revocation, policy, listeners, record, l
     void (async () => {
       const refused = await policy.reload();
       if (refused !== null) log.error('the policies were not reloaded', { reason: refused });
-      else await record({ action: 'policy.reload', at: now(), outcome: 'allowed', detail: { policies: policy.digest } }).catch(() => undefined);
+      else {
+        await keepPolicies().catch((error: unknown) => log.error('the policies in force were not kept in the database', { error: describe(error) }));
+        await record({ action: 'policy.reload', at: now(), outcome: 'allowed', detail: { policies: policy.digest } }).catch(() => undefined);
+      }
       await Promise.all([revocation.reload().then(({ newlyRevoked }) => closeRevoked(newlyRevoked)), ...listeners.map((tls) => tls.reload())]);
     })();
   };
@@ -290,15 +299,7 @@ class HangUps {
 function sweep(stack: AsyncDisposableStack, { config, access, log, index }: ProcessOptions, tenants: Tenants, batching: GroupCommit<TokenizingOperation, TokenizingOutcome> | null, now: () => Date): void {
   if (index > 0) return;
   const as = async (role: 'tokenize' | 'detokenize', work: (client: Client) => Promise<unknown>): Promise<void> => {
-    if (!config.roles.includes(role)) return;
-    const client = new Client(connectionOf(access, role));
-    client.on('error', () => undefined);
-    await client.connect();
-    try {
-      await work(client);
-    } finally {
-      await client.end();
-    }
+    if (config.roles.includes(role)) await asClient(connectionOf(access, role), 'DATABASE_URL', work);
   };
   const sweepRows = async (): Promise<void> => {
     await as('tokenize', (client) => sweepIdempotencyKeys(client, new Date(now().getTime() - idempotencyWindowMs)));

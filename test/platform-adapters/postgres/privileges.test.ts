@@ -37,6 +37,7 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   quota_counts: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   quota_tokens: { detokenize: { select: 'all', insert: 'all', delete: true } },
   used_references: { detokenize: { select: 'all', insert: 'all', delete: true } },
+  policy_sets: { tokenize: { select: ['digest'], insert: 'all' }, detokenize: { select: ['digest'], insert: 'all' }, admin: { select: 'all', insert: 'all' } },
   // Emptied by processes of this version, filled by none.
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   writers: { tokenize: { select: 'all', insert: 'all' }, detokenize: { select: 'all', insert: 'all' }, admin: { select: 'all', insert: 'all' }, sequencer: { select: 'all', insert: 'all' } },

@@ -2,7 +2,7 @@
 import { keysOf } from '../../../audit/log-keys.ts';
 import { checkProof, parseProof } from '../../../audit/proof.ts';
 import { count } from '../progress.ts';
-import type { Call, Command } from './command.ts';
+import type { Call, Command } from '../command-group.ts';
 import { neededKey, originOf } from './log-key.ts';
 import { readText } from './text-file.ts';
 

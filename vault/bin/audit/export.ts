@@ -3,7 +3,7 @@ import { exportLog } from '../../../audit/export.ts';
 import { keysOf } from '../../../audit/log-keys.ts';
 import { logSource, logTarget, readVkey } from '../../../audit/log-source.ts';
 import { count, openProgress } from '../progress.ts';
-import type { Call, Command } from './command.ts';
+import type { Call, Command } from '../command-group.ts';
 import { originOf, readKey, vaultKey, vkeyOf } from './log-key.ts';
 import { copyFiles, vaultFiles, vaultHelp, vaultOptions } from './vault-and-copy.ts';
 

@@ -3,8 +3,8 @@ import { readVkey } from '../../../audit/log-source.ts';
 import type { LogFiles } from '../../../audit/log-source.ts';
 import { encodeVkey, parseVkey } from '../../../audit/note.ts';
 import type { NoteVerifier } from '../../../audit/note.ts';
-import { UsageError } from './command.ts';
-import type { Call } from './command.ts';
+import { UsageError } from '../command-group.ts';
+import type { Call } from '../command-group.ts';
 import { readText } from './text-file.ts';
 
 /** The key itself, or the one in the file of that name. */

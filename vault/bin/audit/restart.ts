@@ -2,7 +2,7 @@
 import { resolve } from 'node:path';
 import { loadConfig } from '../../config.ts';
 import { count } from '../progress.ts';
-import type { Call, Command } from './command.ts';
+import type { Call, Command } from '../command-group.ts';
 
 export const restartCommand: Command = {
   help: `cofre audit restart [--home DIR] [--config FILE] [--json]

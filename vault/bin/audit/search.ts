@@ -2,8 +2,8 @@
 import type { EarlierLog, LogsAnswer } from '../../../audit/search-logs.ts';
 import { readSearchTime } from '../../search-time.ts';
 import { count } from '../progress.ts';
-import { UsageError } from './command.ts';
-import type { Call, Command } from './command.ts';
+import { UsageError } from '../command-group.ts';
+import type { Call, Command } from '../command-group.ts';
 import { vaultFiles, vaultHelp, vaultOptions } from './vault-and-copy.ts';
 
 export const searchCommand: Command = {

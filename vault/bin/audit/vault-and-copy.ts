@@ -4,8 +4,8 @@ import { join, resolve } from 'node:path';
 import { directoryFiles } from '../../../audit/directory-log.ts';
 import type { LogFiles, WritableLogFiles } from '../../../audit/log-source.ts';
 import { httpsFiles } from '../../../platform-adapters/client/https-log.ts';
-import { UsageError } from './command.ts';
-import type { Call } from './command.ts';
+import { UsageError } from '../command-group.ts';
+import type { Call } from '../command-group.ts';
 
 /** Options of every command that speaks to a vault. */
 export const vaultOptions: readonly string[] = ['url', 'cert', 'key', 'ca'];

@@ -2,8 +2,8 @@
 import { verifyLog } from '../../../audit/fsck.ts';
 import { logSource } from '../../../audit/log-source.ts';
 import { count, openProgress } from '../progress.ts';
-import { UsageError } from './command.ts';
-import type { Call, Command } from './command.ts';
+import { UsageError } from '../command-group.ts';
+import type { Call, Command } from '../command-group.ts';
 import { neededKey } from './log-key.ts';
 import { readText } from './text-file.ts';
 import { copyFiles } from './vault-and-copy.ts';

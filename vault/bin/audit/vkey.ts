@@ -1,5 +1,5 @@
 /** `cofre audit vkey`: prints the public key of a vault's log. */
-import type { Call, Command } from './command.ts';
+import type { Call, Command } from '../command-group.ts';
 import { vaultKey, vkeyOf } from './log-key.ts';
 import { vaultFiles, vaultHelp, vaultOptions } from './vault-and-copy.ts';
 
