@@ -11,7 +11,7 @@ const OLDEST = [24, 12];
 
 /**
  * Releases that nothing of ours may run on. 24.21.0 keeps the client's certificate of every TLS connection that it ever served: 5.1 KB each, 100 MB for 20,000 connections, measured with a bare `tls.createServer({ requestCert: true })`;
- * 24.12 to 24.20 and 26.10 to 26.12 do not. test/memory/connections.test.ts holds any other to it.
+ * 24.12 to 24.20 do so only where they are asked for it in one of two ways (vault/peer-certificate.ts), and 26.10 to 26.12 do not. test/memory/connections.test.ts holds any other to it.
  */
 const UNFIT = ['24.21.0'];
 

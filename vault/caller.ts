@@ -3,6 +3,7 @@ import type { TLSSocket } from 'node:tls';
 
 import { namesOf } from './crl.ts';
 import { VaultError } from './errors.ts';
+import { peerCertificate } from './peer-certificate.ts';
 
 /** Who calls: all that authorization, quotas and the log know of a client. Made only from a verified certificate. */
 export interface Caller {
@@ -92,8 +93,8 @@ export function callerOf(socket: TLSSocket, trustDomain: string): CertifiedCalle
 
 function identify(socket: TLSSocket, trustDomain: string): { readonly caller: CertifiedCaller } | { readonly refused: VaultError } {
   try {
-    const certificate = socket.authorized ? socket.getPeerX509Certificate() : undefined;
-    if (certificate === undefined) throw refusal('the connection has no verified certificate');
+    const certificate = socket.authorized ? peerCertificate(socket) : null;
+    if (certificate === null) throw refusal('the connection has no verified certificate');
     return { caller: parseCaller(certificate, trustDomain) };
   } catch (error) {
     return { refused: error instanceof VaultError ? error : refusal('the certificate cannot be read') };

@@ -7,6 +7,7 @@ import { createSecureContext, type Server, type TLSSocket } from 'node:tls';
 import { Allowance } from './allowance.ts';
 import { normalSerial } from './caller.ts';
 import { Handshakes, type HandshakeRefusal } from './handshakes.ts';
+import { peerCertificate } from './peer-certificate.ts';
 import { authoritiesOf } from './revocation.ts';
 import { TicketSecret, ticketRotationMs } from './ticket-secret.ts';
 
@@ -251,10 +252,10 @@ export class TlsListener {
 
   #admit(socket: TLSSocket): void {
     this.#handshakes?.done(socket);
-    const certificate = socket.authorized ? socket.getPeerX509Certificate() : undefined;
+    const certificate = socket.authorized ? peerCertificate(socket) : null;
     // Older releases of Node 24 call a resumed TLS 1.3 session without a certificate `authorized` (nodejs/node issue 35317). No such ticket leaves
     // this server, which hangs up first; that is not enough to stake the door on.
-    if (certificate === undefined) return this.#refuse(socket, 'no client certificate');
+    if (certificate === null) return this.#refuse(socket, 'no client certificate');
     // Directly issued: only for these authorities is there a revocation list. It also stops a session whose authority was taken out since.
     if (!isIssuedBy(certificate, this.#material.authorities)) return this.#refuse(socket, 'not issued by an authority of ours');
     let serial: string;
@@ -337,8 +338,8 @@ export class TlsListener {
   #closeForeign(): void {
     let count = 0;
     for (const socket of this.#open.keys()) {
-      const certificate = socket.getPeerX509Certificate();
-      if (certificate !== undefined && isIssuedBy(certificate, this.#material.authorities)) continue;
+      const certificate = peerCertificate(socket);
+      if (certificate !== null && isIssuedBy(certificate, this.#material.authorities)) continue;
       socket.destroy();
       count += 1;
     }

@@ -123,7 +123,7 @@ t.test('serials have one form, and only positive ones count', (t) => {
 /** What callerOf reads of a connection, and how often. */
 function connection(authorized: boolean, peer: X509Certificate | undefined): { readonly socket: TLSSocket; readonly reads: () => number } {
   let reads = 0;
-  const socket = { authorized, getPeerX509Certificate: () => ((reads += 1), peer) };
+  const socket = { authorized, getPeerCertificate: () => ((reads += 1), peer === undefined ? {} : { raw: peer.raw }) };
   return { socket: socket as unknown as TLSSocket, reads: () => reads };
 }
 
