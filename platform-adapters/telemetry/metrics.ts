@@ -82,7 +82,12 @@ export function createMetrics(): Metrics {
   };
 }
 
-/** Prometheus text of several processes together: each metric added up, or as its own kind says. */
-export function textOfSeveral(all: readonly MetricValues[]): Promise<string> {
-  return AggregatorRegistry.aggregate([...all]).metrics();
+/**
+ * Prometheus text of several processes together: each metric added up, or as its own kind says. `missing` is how many processes are not among them, for they do not answer or are not there: the sums lack
+ * their share, so it is a metric as well.
+ */
+export async function textOfSeveral(all: readonly MetricValues[], missing: number): Promise<string> {
+  const registry = new Registry();
+  new Gauge({ name: 'cofre_processes_missing', help: 'Processes of this vault whose metrics are not among these, because they hang or are being started again: what is added up lacks theirs.', registers: [registry] }).set(missing);
+  return await AggregatorRegistry.aggregate([...all, await registry.getMetricsAsJSON()]).metrics();
 }

@@ -165,16 +165,30 @@ await t.test('a SIGHUP ends none of them, whoever it comes to, and one that star
   t.same(endings().slice(told), []);
 });
 
-await t.test('readiness tells of processes that hang', { timeout: 60_000 }, async (t) => {
+await t.test('readiness tells of processes that hang, and metrics of those that do not', { timeout: 60_000 }, async (t) => {
+  const scrape = async (): Promise<{ status: number; text: string }> => {
+    const reply = await fetch(`${appliance.telemetryUrl}/metrics`);
+    return { status: reply.status, text: await reply.text() };
+  };
   const hung = [workersNow()[0]!, sequencerNow()];
   for (const pid of hung) process.kill(pid, 'SIGSTOP');
+  const tellsOfTheOther = async (when: string): Promise<void> => {
+    const { status, text } = await scrape();
+    t.equal(status, 200, when);
+    t.match(text, /^cofre_processes_missing 2$/mu, when);
+    t.match(text, /^cofre_database_away_seconds 0$/mu, when);
+    t.notMatch(text, /^cofre_log_signed_size /mu, when);
+  };
   try {
+    await tellsOfTheOther('before it is known that they hang');
     await until(async () => !(await readiness())['workers']!.ok && !(await readiness())['sequencer']!.ok, 'the word that they hang');
     t.match(await readiness(), { ok: false, workers: { ok: false, detail: '1 of 2 serve' }, sequencer: { ok: false, detail: /^its process says nothing for \d+ s$/u } });
+    await tellsOfTheOther('when it is known');
   } finally {
     for (const pid of hung) process.kill(pid, 'SIGCONT');
   }
   await until(async () => (await readiness())['sequencer']!.detail === 'sequencing' && (await readiness())['ok'] as unknown as boolean, 'their return');
+  t.match((await scrape()).text, /^cofre_processes_missing 0$/mu);
 });
 
 for (const { option, name, low, code } of [{ option: 'nofile', name: 'Max open files', low: '8', code: 'EMFILE' }, { option: 'stack', name: 'Max stack size', low: '2097152', code: 'E2BIG' }]) {

@@ -119,13 +119,21 @@ async function serveHere(stack: AsyncDisposableStack, serving: Serving): Promise
     addParts(parts, sequencing.readiness());
     return parts;
   };
-  await openTelemetry(stack, config, async () => textOfSeveral([await metrics.values(), ...(await sequencing.metrics())]), readiness);
+  const text = async (): Promise<string> => {
+    const [own, { told, missing }] = await Promise.all([metrics.values(), sequencing.metrics()]);
+    return await textOfSeveral([own, ...told], missing);
+  };
+  await openTelemetry(stack, config, text, readiness);
   return await worker.open();
 }
 
 async function serveInWorkers(stack: AsyncDisposableStack, serving: Serving): Promise<Ports> {
+  const text = async (): Promise<string> => {
+    const { told, missing } = await workers.metrics();
+    return await textOfSeveral(told, missing);
+  };
   // Before them: it tells of them until they have ended, and a port that is taken is found before anything runs that would have to be ended.
-  await openTelemetry(stack, serving.config, async () => textOfSeveral(await workers.metrics()), () => workers.readiness());
+  await openTelemetry(stack, serving.config, text, () => workers.readiness());
   // Nobody is answered in between: this turn of the event loop goes on.
   const workers = superviseWorkers({ ...serving, serving: serving.config.workers });
   stack.defer(() => workers.stop());

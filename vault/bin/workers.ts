@@ -65,8 +65,8 @@ interface Seat {
   /** When a process of it last said that it serves; before the first one did, when that was started. */
   heardMs: number;
   pauseMs: number;
-  /** Who waits for its metrics. */
-  asked: ((values: MetricValues) => void)[];
+  /** Who waits for its metrics: null tells that they do not come. */
+  asked: ((values: MetricValues | null) => void)[];
 }
 
 export interface Workers {
@@ -75,8 +75,8 @@ export interface Workers {
   /** Resolves once all of them serve. @throws Error of one line if one cannot start. */
   readonly ready: Promise<Ports>;
   readiness(): Readiness;
-  /** Of all of them. Rejects if one does not answer in time. */
-  metrics(): Promise<MetricValues[]>;
+  /** Of all of them that answer in time, and how many do not: they hang, or are not there. Never rejects. */
+  metrics(): Promise<{ readonly told: MetricValues[]; readonly missing: number }>;
   signal(name: NodeJS.Signals): void;
   /** Ends them in order, the sequencer last so that it signs what the others leave, and waits for it. */
   stop(): Promise<void>;
@@ -149,6 +149,7 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
       over = true;
       state.ports = null;
       state.readiness = null;
+      for (const told of state.asked.splice(0)) told(null);
       if (stopping) return;
       if (!served) return fail(new Error(`a worker process ended (${how}) before it served`));
       log.error('a worker process ended and is started again', { kind: how });
@@ -198,6 +199,18 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
   const others = (): Seat[] => seats.filter((seat) => seat !== sequencer);
   const silentMs = ({ heardMs }: Seat): number => performance.now() - heardMs;
   const serves = (seat: Seat): boolean => seat.ports !== null && silentMs(seat) < patienceMs;
+  const metricsOf = async (seat: Seat): Promise<MetricValues | null> => {
+    // Of one that is known to hang nothing is waited for, at every scrape anew.
+    if (!serves(seat)) return null;
+    const { promise, resolve: told } = Promise.withResolvers<MetricValues | null>();
+    const late = setTimeout(() => told(null), metricsMs);
+    seat.asked.push(told);
+    tellWorker(seat.process, { kind: 'metrics' });
+    const values = await promise;
+    clearTimeout(late);
+    seat.asked = seat.asked.filter((one) => one !== told);
+    return values;
+  };
   return {
     sequenced,
     ready,
@@ -215,23 +228,11 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
       for (const seat of seats) if (seat.readiness !== null && serves(seat)) addParts(parts, seat.readiness);
       return parts;
     },
-    metrics: () =>
-      Promise.all(
-        seats.filter(({ ports }) => ports !== null).map((seat) => {
-          const { promise, resolve: told, reject: missed } = Promise.withResolvers<MetricValues>();
-          const answered = (values: MetricValues): void => {
-            clearTimeout(late);
-            told(values);
-          };
-          const late = setTimeout(() => {
-            seat.asked = seat.asked.filter((one) => one !== answered);
-            missed(new Error('a process does not tell its metrics'));
-          }, metricsMs);
-          seat.asked.push(answered);
-          tellWorker(seat.process, { kind: 'metrics' });
-          return promise;
-        }),
-      ),
+    async metrics() {
+      const answers = await Promise.all(seats.map(metricsOf));
+      const told = answers.filter((values) => values !== null);
+      return { told, missing: answers.length - told.length };
+    },
     signal(name) {
       // Who does not listen yet reads everything afresh.
       for (const { process, listens } of others()) if (listens) process.process.kill(name);
