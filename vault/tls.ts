@@ -1,24 +1,15 @@
-import { createPrivateKey, X509Certificate } from 'node:crypto';
-import { readFile, stat } from 'node:fs/promises';
+/** The TLS side of a listener: who may connect, how tickets and certificates change, and which connections are closed for it. */
 import type { ServerOptions } from 'node:https';
 import type { Socket } from 'node:net';
-import { createSecureContext, type Server, type TLSSocket } from 'node:tls';
-
+import type { Server, TLSSocket } from 'node:tls';
 import { Allowance } from './allowance.ts';
 import { normalSerial } from './caller.ts';
 import { Handshakes, type HandshakeRefusal } from './handshakes.ts';
+import { OpenConnections } from './open-connections.ts';
 import { peerCertificate } from './peer-certificate.ts';
-import { authoritiesOf } from './revocation.ts';
 import { TicketSecret, ticketRotationMs } from './ticket-secret.ts';
-
-export interface TlsFiles {
-  /** The server's certificate, followed by its intermediates if any. PEM. */
-  readonly certificate: string;
-  /** PEM, not encrypted. */
-  readonly key: string;
-  /** The authorities whose client certificates are accepted: issuing authorities, each with the chain above it. PEM. */
-  readonly ca: string;
-}
+import { isIssuedBy, readMaterial, signatureOf } from './tls-material.ts';
+import type { TlsFiles, TlsMaterial } from './tls-material.ts';
 
 export interface TlsListenerOptions {
   /** Tells listeners apart: a session of one is not resumed at another. At most 32 ASCII characters. */
@@ -75,34 +66,16 @@ export interface Requests {
   isOwedNothing(socket: TLSSocket): boolean;
 }
 
-/** Whose a connection is. */
-interface Peer {
-  readonly serial: string;
-  readonly caller: string;
-}
-
-interface Material {
-  readonly certificate: Buffer;
-  readonly key: Buffer;
-  readonly ca: Buffer;
-  readonly authorities: readonly X509Certificate[];
-  /** Of the three files as they were before they were read. */
-  readonly files: string;
-}
-
 /**
  * The TLS side of one listener: TLS 1.3, a client certificate always, resumption under ticket keys of ours, and the connections by the serial
  * of their certificate. Give `serverOptions()` to the HTTPS server and then `attach` that server.
  */
 export class TlsListener {
   readonly #options: TlsListenerOptions;
-  /** Open connections, handshake done, in the order in which they came: all of them, those of each certificate by its serial, and those of each caller. */
-  readonly #open = new Map<TLSSocket, Peer>();
-  readonly #sockets = new Map<string, Set<TLSSocket>>();
-  readonly #callers = new Map<string, Set<TLSSocket>>();
+  readonly #open = new OpenConnections();
   /** Of full handshakes, by serial. One that is whole again is not kept. */
   readonly #allowances = new Map<string, Allowance>();
-  #material: Material;
+  #material: TlsMaterial;
   readonly #tickets: TicketSecret;
   #server: Server | null = null;
   #requests: Requests | null = null;
@@ -112,7 +85,7 @@ export class TlsListener {
   /** Why the files were refused last; null once they were taken. */
   #refused: string | null = null;
 
-  private constructor(options: TlsListenerOptions, material: Material) {
+  private constructor(options: TlsListenerOptions, material: TlsMaterial) {
     this.#options = options;
     this.#material = material;
     this.#tickets = options.tickets ?? new TicketSecret();
@@ -176,7 +149,7 @@ export class TlsListener {
     this.rotateTicketKeys();
     let closed = 0;
     for (const serial of serials) {
-      for (const socket of this.#sockets.get(serial) ?? []) {
+      for (const socket of this.#open.of(serial)) {
         socket.destroy();
         closed += 1;
       }
@@ -265,36 +238,15 @@ export class TlsListener {
       return this.#refuse(socket, 'no usable serial number');
     }
     if (!socket.isSessionReused() && !this.#allowanceOf(serial).take()) return this.#refuse(socket, 'too many full handshakes with one certificate');
-    if (sizeAt(this.#sockets, serial) >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
+    if (this.#open.withCertificate(serial) >= this.#options.maxConnectionsPerCertificate) return this.#refuse(socket, 'too many connections with one certificate');
     // A caller may have a certificate for each of its processes, each with the name of its machine beside the caller's, and get new ones.
     const caller = this.#requests?.callerOf(socket) ?? '';
-    if (this.#open.size >= this.#options.maxConnections && !this.#makeRoom(sizeAt(this.#callers, caller))) return this.#refuse(socket, 'too many connections');
-    this.#open.set(socket, { serial, caller });
-    addAt(this.#sockets, serial, socket);
-    addAt(this.#callers, caller, socket);
-    socket.once('close', () => this.#forget(socket));
-  }
-
-  /** Closes a connection for one of a caller that has `own`. The largest share comes first; one that would be no larger then than the other's gives nothing. */
-  #makeRoom(own: number): boolean {
-    const larger = [...this.#callers.values()].filter(({ size }) => size > own + 1).sort((a, b) => b.size - a.size);
-    for (const sockets of larger) {
-      for (const socket of sockets) {
-        if (this.#requests?.isOwedNothing(socket) === false) continue;
-        this.#forget(socket);
-        this.#refuse(socket, 'gave way to a caller with fewer');
-        return true;
-      }
+    if (this.#open.size >= this.#options.maxConnections) {
+      const victim = this.#open.makeRoom(caller, (other) => this.#requests?.isOwedNothing(other) !== false);
+      if (victim === null) return this.#refuse(socket, 'too many connections');
+      this.#refuse(victim, 'gave way to a caller with fewer');
     }
-    return false;
-  }
-
-  #forget(socket: TLSSocket): void {
-    const peer = this.#open.get(socket);
-    if (peer === undefined) return;
-    this.#open.delete(socket);
-    deleteAt(this.#sockets, peer.serial, socket);
-    deleteAt(this.#callers, peer.caller, socket);
+    this.#open.add(socket, serial, caller);
   }
 
   #allowanceOf(serial: string): Allowance {
@@ -316,7 +268,7 @@ export class TlsListener {
   }
 
   async #reload(): Promise<string | null> {
-    let material: Material;
+    let material: TlsMaterial;
     try {
       material = await readMaterial(this.#options.files);
     } catch (error) {
@@ -337,7 +289,7 @@ export class TlsListener {
 
   #closeForeign(): void {
     let count = 0;
-    for (const socket of this.#open.keys()) {
+    for (const socket of this.#open.all()) {
       const certificate = peerCertificate(socket);
       if (certificate !== null && isIssuedBy(certificate, this.#material.authorities)) continue;
       socket.destroy();
@@ -349,58 +301,4 @@ export class TlsListener {
   #report(event: TlsEvent): void {
     this.#options.report?.(event);
   }
-}
-
-function sizeAt(sets: ReadonlyMap<string, ReadonlySet<TLSSocket>>, key: string): number {
-  return sets.get(key)?.size ?? 0;
-}
-
-function addAt(sets: Map<string, Set<TLSSocket>>, key: string, socket: TLSSocket): void {
-  const set = sets.get(key);
-  if (set === undefined) sets.set(key, new Set([socket]));
-  else set.add(socket);
-}
-
-function deleteAt(sets: Map<string, Set<TLSSocket>>, key: string, socket: TLSSocket): void {
-  const set = sets.get(key);
-  set?.delete(socket);
-  if (set?.size === 0) sets.delete(key);
-}
-
-function isIssuedBy(certificate: X509Certificate, authorities: readonly X509Certificate[]): boolean {
-  return authorities.some((authority) => certificate.checkIssued(authority) && certificate.verify(authority.publicKey));
-}
-
-async function readMaterial(files: TlsFiles): Promise<Material> {
-  const signature = await signatureOf(files).catch((error: NodeJS.ErrnoException) => {
-    throw new Error(`${error.path ?? files.certificate}: cannot be read (${error.code ?? 'unknown'})`);
-  });
-  const read = (file: string): Promise<Buffer> =>
-    readFile(file).catch((error: NodeJS.ErrnoException) => {
-      throw new Error(`${file}: cannot be read (${error.code ?? 'unknown'})`);
-    });
-  const [certificate, key, ca] = await Promise.all([read(files.certificate), read(files.key), read(files.ca)]);
-  const authorities = attempt(() => authoritiesOf(ca), `${files.ca}: does not hold certificates of authorities`).map((authority) => authority.certificate);
-  const leaf = attempt(() => new X509Certificate(certificate), `${files.certificate}: does not hold a certificate`);
-  const secret = attempt(() => createPrivateKey(key), `${files.key}: does not hold a private key`);
-  if (!leaf.checkPrivateKey(secret)) throw new Error(`${files.key}: is not the key of ${files.certificate}`);
-  const now = new Date();
-  if (leaf.validFromDate > now || leaf.validToDate < now) throw new Error(`${files.certificate}: is not valid at this time`);
-  // What OpenSSL minds, a key that is too small for instance, must show here and not when the server takes it.
-  attempt(() => createSecureContext({ cert: certificate, key, ca }), `${files.certificate}: OpenSSL does not accept the pair`);
-  return { certificate, key, ca, authorities, files: signature };
-}
-
-/** Without the inner error: OpenSSL's words about a key are not for a log. */
-function attempt<T>(parse: () => T, message: string): T {
-  try {
-    return parse();
-  } catch {
-    throw new Error(message);
-  }
-}
-
-async function signatureOf(files: TlsFiles): Promise<string> {
-  const stats = await Promise.all([files.certificate, files.key, files.ca].map((file) => stat(file, { bigint: true })));
-  return stats.map(({ mtimeNs, size, ino }) => `${mtimeNs}:${size}:${ino}`).join(' ');
 }
