@@ -1,33 +1,16 @@
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
-import { createHash, randomBytes } from 'node:crypto';
-import {
-  chmodSync,
-  chownSync,
-  existsSync,
-  closeSync,
-  lchownSync,
-  lstatSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  readSync,
-  readdirSync,
-  readlinkSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-  type Stats,
-} from 'node:fs';
+/** A PostgreSQL of our own beside the vault, for development and tests: on a private socket, taken over from a process that was killed, ended with ours. */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { chmodSync, chownSync, closeSync, existsSync, lstatSync, mkdirSync, openSync, readFileSync, readdirSync, realpathSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync, type Stats } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
-import { flushFolder, replaceFile } from '../linux/durable-file.ts';
 import { lockFolder } from '../linux/folder-lock.ts';
-import { parseJson, quoteIdentifier } from './roles.ts';
+import { initialize, readPasswords } from './cluster.ts';
+import { quoteIdentifier } from './roles.ts';
+import { end, removeForeignLock, settleEarlierServer, startTimeOf, untilGone, untilReady } from './server-process.ts';
+import { ENVIRONMENT, chooseIdentity, identityOf, launcher } from './server-user.ts';
+import type { Identity, Launcher } from './server-user.ts';
 
 /** A running PostgreSQL that this process supervises. */
 export interface EmbeddedPostgres {
@@ -98,22 +81,9 @@ const SETTINGS = {
 /** sockaddr_un has room for 107 bytes and a zero. */
 const MAX_SOCKET_PATH_BYTES = 107;
 const SOCKET_NAME = '.s.PGSQL.5432';
-const READY_TIMEOUT_MS = 60_000;
-const FAST_SHUTDOWN_MS = 10_000;
-const IMMEDIATE_SHUTDOWN_MS = 5_000;
 const MAX_LOG_BYTES = 16 * 1024 * 1024;
 /** Long enough for a vault that was told to stop to do so. */
 const LOCK_PATIENCE_MS = 10_000;
-const NOBODY = 65_534;
-
-/** Who PostgreSQL runs as. It refuses uid 0, so root needs one of the last two. */
-type Identity =
-  | { readonly kind: 'self' }
-  /** Another uid, which owns the data: `nobody`, or the user that made the folder. */
-  | { readonly kind: 'user'; readonly uid: number; readonly gid: number }
-  /** root outside, `nobody` inside a user namespace: the kernel still sees the owner of the files, so a folder under /root (mode 0700) works. */
-  | { readonly kind: 'namespace' };
-
 /**
  * Starts PostgreSQL on a private Unix socket, or takes over the one that a killed process left in this folder, and resolves once it accepts connections and the database exists.
  *
@@ -224,56 +194,6 @@ function digest(text: string): string {
   return createHash('sha256').update(text).digest('hex').slice(0, 16);
 }
 
-/** Decides by who owns the data, so nothing needs to be remembered beside it. */
-function chooseIdentity(folder: string, cluster: string, binaries: string): Identity {
-  const owner = statSync(cluster, { throwIfNoEntry: false });
-  const self = process.getuid!();
-  if (self !== 0) {
-    if (owner !== undefined && owner.uid !== self) throw new Error(`${cluster} belongs to another user: run as that user, or set COFRE_HOME to a folder of your own`);
-    return { kind: 'self' };
-  }
-  const wanted = owner === undefined || owner.uid === 0 ? { uid: NOBODY, gid: NOBODY } : { uid: owner.uid, gid: owner.gid };
-  if (owner?.uid !== 0 && reaches(wanted, folder, binaries)) return { kind: 'user', ...wanted };
-  const probe = spawnSync('unshare', ['--user', `--map-user=${NOBODY}`, `--map-group=${NOBODY}`, '--', join(binaries, 'postgres'), '--version']);
-  if (probe.status === 0) {
-    if (owner !== undefined) chownTree(cluster, 0, 0);
-    return { kind: 'namespace' };
-  }
-  if (reaches(wanted, folder, binaries)) {
-    chownTree(cluster, wanted.uid, wanted.gid);
-    return { kind: 'user', ...wanted };
-  }
-  throw new Error(`PostgreSQL refuses to run as root and no other user can reach ${folder}: set COFRE_HOME to a folder such as /var/lib/cofre, and keep the clone where others can read it`);
-}
-
-/** True if that uid can enter the folder and run the binaries. Tried, not computed: mounts, ACLs and security modules have a say. */
-function reaches(user: { uid: number; gid: number }, folder: string, binaries: string): boolean {
-  if (spawnSync(join(binaries, 'postgres'), ['--version'], { ...user, cwd: '/' }).status !== 0) return false;
-  return spawnSync('/bin/sh', ['-c', 'test -x "$1"', 'sh', folder], { ...user, cwd: '/' }).status === 0;
-}
-
-function chownTree(path: string, uid: number, gid: number): void {
-  lchownSync(path, uid, gid);
-  if (lstatSync(path).isDirectory()) for (const name of readdirSync(path)) chownTree(join(path, name), uid, gid);
-}
-
-interface Launcher {
-  readonly prefix: readonly string[];
-  readonly uid?: number;
-  readonly gid?: number;
-}
-
-/** Arguments of /bin/sh to put before a command. Every step ends in exec, so the pid that is started is PostgreSQL's own. */
-function launcher(identity: Identity, diesWithParent: boolean): Launcher {
-  const prefix = ['-c', 'ulimit -c 0; umask 077; exec "$@"', 'sh'];
-  if (identity.kind === 'namespace') prefix.push('unshare', '--user', `--map-user=${NOBODY}`, `--map-group=${NOBODY}`, '--');
-  if (diesWithParent) prefix.push('setpriv', '--pdeathsig', 'INT', '--');
-  return identity.kind === 'user' ? { prefix, uid: identity.uid, gid: identity.gid } : { prefix };
-}
-
-/** Nothing of our environment reaches PostgreSQL: PG* variables would change its settings, others may be secrets. */
-const ENVIRONMENT = { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C', TZ: 'UTC' };
-
 function launch(run: Launcher, command: readonly string[], logFile: string): ChildProcess {
   if ((statSync(logFile, { throwIfNoEntry: false })?.size ?? 0) > MAX_LOG_BYTES) renameSync(logFile, `${logFile}.1`);
   const log = openSync(logFile, 'a', 0o600);
@@ -285,57 +205,6 @@ function launch(run: Launcher, command: readonly string[], logFile: string): Chi
   } finally {
     closeSync(log);
   }
-}
-
-function identityOf(run: Launcher): { uid?: number; gid?: number } {
-  return run.uid === undefined || run.gid === undefined ? {} : { uid: run.uid, gid: run.gid };
-}
-
-interface Passwords {
-  readonly postgres: string;
-  readonly cofre: string;
-}
-
-/** Makes the cluster under another name and renames it, so that `cluster/` is either whole or absent. */
-function initialize(folder: string, cluster: string, binaries: string, identity: Identity): void {
-  const half = join(folder, `initdb-${randomBytes(6).toString('hex')}`);
-  mkdirSync(half, { mode: 0o700 });
-  const passwords: Passwords = { postgres: randomBytes(32).toString('base64url'), cofre: randomBytes(32).toString('base64url') };
-  replaceFile(join(half, 'passwords.json'), JSON.stringify(passwords), 0o600);
-  writeFileSync(join(half, 'pwfile'), passwords.postgres, { mode: 0o600 });
-  if (identity.kind === 'user') chownTree(half, identity.uid, identity.gid);
-  const run = launcher(identity, false);
-  const args = [
-    ...run.prefix,
-    join(binaries, 'initdb'),
-    '-D',
-    join(half, 'data'),
-    '-U',
-    'postgres',
-    `--pwfile=${join(half, 'pwfile')}`,
-    '--auth=scram-sha-256',
-    '--data-checksums',
-    '--encoding=UTF8',
-    '--locale=C',
-    '--no-instructions',
-  ];
-  const made = spawnSync('/bin/sh', args, { ...identityOf(run), cwd: '/', env: ENVIRONMENT, encoding: 'utf8' });
-  if (made.status !== 0) {
-    rmSync(half, { recursive: true });
-    throw new Error(`initdb failed: ${lastLine(made.stderr) ?? 'no reason given'}`);
-  }
-  rmSync(join(half, 'pwfile'));
-  // initdb has flushed its files. From the rename on tokens may be answered, so it must not be lost: the next start would throw the folder away by its old name.
-  flushFolder(half);
-  renameSync(half, cluster);
-  flushFolder(folder);
-}
-
-function readPasswords(cluster: string): Passwords {
-  const file = join(cluster, 'passwords.json');
-  const parsed = parseJson(readText(file) ?? '') as Partial<Passwords> | null;
-  if (typeof parsed?.postgres !== 'string' || typeof parsed.cofre !== 'string') throw new Error(`${file} does not hold the database's passwords: restore it from a backup`);
-  return { postgres: parsed.postgres, cofre: parsed.cofre };
 }
 
 function makeSocketFolder(folder: string, identity: Identity): string {
@@ -359,50 +228,6 @@ function makeSocketFolder(folder: string, identity: Identity): string {
   return path;
 }
 
-/**
- * Finds what an earlier process left running on this data folder. Returns the pid of a healthy server with the same program and settings; otherwise ends whatever is there and returns null.
- *
- * A pid file alone proves nothing (the number may be somebody else's by now): a process is ours if its working directory is the data folder, which PostgreSQL enters at start, and its program is named postgres.
- */
-async function settleEarlierServer(dataFolder: string, postgres: string, args: readonly string[], healthy: () => Promise<boolean>): Promise<number | null> {
-  const pids = processesIn(dataFolder);
-  const postmaster = pids.find((pid) => pid === readPidFile(dataFolder)?.pid);
-  if (postmaster !== undefined) {
-    if (sameCommand(postmaster, [postgres, ...args]) && (await healthy())) return postmaster;
-    const startTime = startTimeOf(postmaster);
-    await end(postmaster, () => startTimeOf(postmaster) !== startTime);
-  }
-  // Backends of a killed postmaster end by themselves within moments. A new server must not start before: they still have the shared buffers.
-  const deadline = Date.now() + IMMEDIATE_SHUTDOWN_MS;
-  for (let left = processesIn(dataFolder); left.length > 0; left = processesIn(dataFolder)) {
-    if (Date.now() > deadline) for (const pid of left) signal(pid, 'SIGKILL');
-    await sleep(20);
-  }
-  return null;
-}
-
-function processesIn(dataFolder: string): number[] {
-  const pids: number[] = [];
-  for (const name of readdirSync('/proc')) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      if (readlinkSync(`/proc/${name}/cwd`) !== dataFolder) continue;
-      if (/\/postgres( \(deleted\))?$/.test(readlinkSync(`/proc/${name}/exe`))) pids.push(Number(name));
-    } catch {
-      // Gone meanwhile, or another user's, which cannot be ours.
-    }
-  }
-  return pids;
-}
-
-function sameCommand(pid: number, command: readonly string[]): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8') === `${command.join('\0')}\0` && readlinkSync(`/proc/${pid}/exe`) === realpathSync(command[0] ?? '');
-  } catch {
-    return false;
-  }
-}
-
 async function answers(url: string): Promise<boolean> {
   const client = new Client({ connectionString: url, connectionTimeoutMillis: 2_000, query_timeout: 2_000 });
   client.on('error', () => undefined);
@@ -415,103 +240,6 @@ async function answers(url: string): Promise<boolean> {
   } finally {
     await client.end().catch(() => undefined);
   }
-}
-
-/** PostgreSQL refuses to start over a lock file whose number is in use, be it by an unrelated program or by its own zombie that nobody has reaped. No process of ours is left here, so such a file is stale. */
-function removeForeignLock(file: string): void {
-  const text = readText(file);
-  if (text === null) return;
-  const pid = Math.abs(Number.parseInt(text, 10));
-  if (Number.isNaN(pid) || pid === 0 || existsSync(`/proc/${pid}`)) rmSync(file, { force: true });
-}
-
-function readPidFile(dataFolder: string): { pid: number; ready: boolean } | null {
-  const lines = readText(join(dataFolder, 'postmaster.pid'))?.split('\n');
-  const pid = Number.parseInt(lines?.[0] ?? '', 10);
-  return lines === undefined || Number.isNaN(pid) ? null : { pid, ready: lines[7]?.trim() === 'ready' };
-}
-
-function readText(file: string): string | null {
-  try {
-    return readFileSync(file, 'utf8');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw error;
-  }
-}
-
-/** The kernel's start time in clock ticks since boot: with the pid it names a process for good. Null if it is gone (or a zombie). */
-function startTimeOf(pid: number): string | null {
-  const stat = (() => {
-    try {
-      return readFileSync(`/proc/${pid}/stat`, 'utf8');
-    } catch {
-      return null;
-    }
-  })();
-  if (stat === null) return null;
-  // The program's name, in parentheses, may hold spaces: fields are counted after it. proc(5): state is field 3, starttime field 22.
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return fields[0] === 'Z' ? null : (fields[19] ?? null);
-}
-
-async function untilReady(dataFolder: string, pid: number, gone: () => boolean, logFile: string): Promise<void> {
-  const deadline = Date.now() + READY_TIMEOUT_MS;
-  for (;;) {
-    const file = readPidFile(dataFolder);
-    if (file?.pid === pid && file.ready) return;
-    if (gone()) throw new Error(`PostgreSQL did not start: ${lastFatal(logFile) ?? `see ${logFile}`}`);
-    if (Date.now() > deadline) {
-      signal(pid, 'SIGQUIT');
-      throw new Error(`PostgreSQL was not ready after ${READY_TIMEOUT_MS / 1000} s: see ${logFile}`);
-    }
-    await sleep(10);
-  }
-}
-
-async function untilGone(gone: () => boolean): Promise<void> {
-  while (!gone()) await sleep(200);
-}
-
-/** Fast shutdown (SIGINT), then immediate (SIGQUIT), then SIGKILL. Resolves when the process is gone. */
-async function end(pid: number, gone: () => boolean): Promise<void> {
-  for (const [name, patienceMs] of [
-    ['SIGINT', FAST_SHUTDOWN_MS],
-    ['SIGQUIT', IMMEDIATE_SHUTDOWN_MS],
-    ['SIGKILL', IMMEDIATE_SHUTDOWN_MS],
-  ] as const) {
-    if (gone()) return;
-    signal(pid, name);
-    // A stopped process takes no other signal until it is continued.
-    signal(pid, 'SIGCONT');
-    for (const deadline = Date.now() + patienceMs; Date.now() < deadline && !gone();) await sleep(10);
-  }
-}
-
-function signal(pid: number, name: NodeJS.Signals): void {
-  try {
-    process.kill(pid, name);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
-  }
-}
-
-/** The last 8 KiB of the server's log are enough for its last words. */
-function lastFatal(logFile: string): string | null {
-  const size = statSync(logFile, { throwIfNoEntry: false })?.size ?? 0;
-  const tail = Buffer.alloc(Math.min(size, 8192));
-  const fd = openSync(logFile, 'r');
-  try {
-    readSync(fd, tail, 0, tail.length, size - tail.length);
-  } finally {
-    closeSync(fd);
-  }
-  const lines = tail.toString('utf8').trim().split('\n');
-  return lines.findLast((line) => line.includes('FATAL:') || line.includes('PANIC:'))?.replace(/^.*?(FATAL|PANIC): */, '') ?? lastLine(lines.join('\n'));
-}
-
-function lastLine(text: string): string | null {
-  return text.trim().split('\n').at(-1)?.trim() || null;
 }
 
 /** Makes the owner and the database where they are missing: a first start that died in between is finished here. */
