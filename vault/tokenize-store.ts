@@ -2,98 +2,20 @@
  * The transaction's part of tokenize, for all calls of a group at once: every statement is one trip for all of their cards.
  * Never looks at sealed columns, which its role cannot read.
  */
-import { timingSafeEqual } from 'node:crypto';
 import type { ClientBase } from 'pg';
-import { entryOf } from './call.ts';
-import type { Call } from './call.ts';
 import { countStanding, findByFingerprint, findReusable, findTokens, insertCards, updateCards } from './card-store.ts';
 import type { CardUpdate, MadeIn, NewCard, TokenFormat, TokenRow } from './card-store.ts';
 import { TransactionConflict } from './commit.ts';
 import type { Settlement } from './commit.ts';
-import type { ErrorCode } from './errors.ts';
 import { findVouching, lockCards } from './lifecycle-store.ts';
-import type { VaultEvent } from './outbox.ts';
-import type { Decision } from './policy.ts';
 import type { Tenant } from './tenants.ts';
 import { isDead, tokenMac } from './token-mac.ts';
-import { findIdempotencyKeys, insertIdempotencyKeys, insertTokens, updateTokenMetadata } from './token-store.ts';
-import type { FurtherToken, IdempotencyRow, UsedKey } from './token-store.ts';
+import { insertIdempotencyKeys, insertTokens, updateTokenMetadata } from './token-store.ts';
+import type { FurtherToken, UsedKey } from './token-store.ts';
 import { rowIsGenuine } from './token-view.ts';
-
-/** One card of a call, sealed and fingerprinted, waiting for its transaction. */
-export interface TokenizeItem {
-  readonly card: NewCard;
-  readonly reuse: boolean;
-  /** The card that `sealedName` was sealed for. */
-  readonly nameSealedFor: Buffer;
-}
-
-/** A call with an Idempotency-Key. */
-export interface IdempotentRequest {
-  readonly keyHash: Buffer;
-  readonly requestMac: Buffer;
-  /** Of all its cards in their order, those that were refused for guessing among them: whether one is depends on the day, and the request is the same. */
-  readonly fingerprints: readonly Buffer[];
-  /** Which of these cards each item is. */
-  readonly places: readonly number[];
-}
-
-/** All cards of one call: they are stored together or not at all. */
-export interface TokenizeOperation {
-  readonly kind: 'tokenize';
-  readonly action: 'tokenize' | 'tokenize_batch';
-  readonly call: Call;
-  readonly decision: Decision;
-  readonly tenant: Tenant;
-  readonly items: readonly TokenizeItem[];
-  /** Items of the call that were refused before, by code, but for those refused for guessing: they stand in its entry. */
-  readonly refusedItems: Readonly<Record<string, number>>;
-  /** How many were refused for guessing. */
-  readonly guesses: number;
-  readonly idempotency: IdempotentRequest | null;
-  /** Whether it is given up on where it would have to be tried again: as `overloaded`, which then is its entry. */
-  readonly isLastRound: boolean;
-}
-
-export type ItemOutcome =
-  /** `replayed`: an earlier call with this Idempotency-Key did it, and this one wrote nothing. */
-  | { readonly kind: 'token'; readonly row: TokenRow; readonly created: boolean; readonly replayed?: true }
-  /** The card's row was tampered with. */
-  | { readonly kind: 'refused'; readonly code: 'internal' };
-
-/** What an item needs before it can be stored. */
-export type Remedy = { readonly kind: 'seal_name'; readonly cardId: Buffer } | { readonly kind: 'new_token' };
-
-export type TokenizeOutcome =
-  /** `earlier`: of cards that were refused for guessing, by their places, what an earlier call with this Idempotency-Key made of them. */
-  | { readonly kind: 'stored'; readonly items: readonly ItemOutcome[]; readonly earlier: ReadonlyMap<number, ItemOutcome> }
-  | { readonly kind: 'refused'; readonly code: ErrorCode }
-  /** Nothing was written. To be tried again with what its items need; with nothing, where another call has the same Idempotency-Key just now. */
-  | { readonly kind: 'again'; readonly remedies: readonly (Remedy | null)[] };
-
-/** How long an Idempotency-Key is kept. */
-export const idempotencyWindowMs = 24 * 60 * 60 * 1000;
-
-/** One item's way through the transaction. */
-interface Slot {
-  readonly call: Work;
-  readonly item: TokenizeItem;
-  /** `cardKey`, made once: of a batch each costs as much as the rest of its bookkeeping. */
-  readonly key: string;
-  outcome: ItemOutcome | null;
-  /** Whether it gave a known card a newer expiry or cardholder. */
-  updated: boolean;
-}
-
-interface Work {
-  readonly operation: TokenizeOperation;
-  readonly slots: Slot[];
-  /** What its Idempotency-Key tells of cards that are no slots. */
-  readonly earlier: Map<number, ItemOutcome>;
-  /** What its Idempotency-Key tells, where it does not tell of every slot: the others are stored now. */
-  key: IdempotencyRow | null;
-  outcome: TokenizeOutcome | null;
-}
+import { eventsOf, openSlots, tokenizeEntry } from './tokenize-operation.ts';
+import type { Remedy, Slot, TokenizeItem, TokenizeOperation, TokenizeOutcome, Work } from './tokenize-operation.ts';
+import { idempotencyWindowMs, keyOf, replay } from './tokenize-replay.ts';
 
 /** "cofr" in ASCII; with a tenant's number the name of an advisory lock. */
 const numericLock = 0x636f6672;
@@ -172,80 +94,6 @@ export async function storeTokenize(tx: ClientBase, operations: readonly Tokeniz
   if (used.length > 0 && (await insertIdempotencyKeys(tx, used, made.at, since)) < used.length) throw new TransactionConflict('an Idempotency-Key was used meanwhile');
 
   return works.map((work) => ({ outcome: work.outcome!, entry: tokenizeEntry(work.operation, work.outcome!), events: work.slots.flatMap((slot) => eventsOf(work, slot)) }));
-}
-
-/** What is to be stored in this transaction. */
-function openSlots(works: readonly Work[]): Slot[] {
-  return works.flatMap((work) => (work.outcome === null ? work.slots.filter(({ outcome }) => outcome === null) : []));
-}
-
-/** What a key tells after its call: of each card what this call made of it or, where an earlier one has, what that did. */
-function keyOf({ tenant }: TokenizeOperation, { keyHash, requestMac, fingerprints, places }: IdempotentRequest, items: readonly ItemOutcome[], before: IdempotencyRow | null): UsedKey {
-  const tokens = fingerprints.map((_, place) => before?.tokens[place] ?? '');
-  const created = fingerprints.map((_, place) => before?.created[place] ?? false);
-  for (const [index, item] of items.entries()) {
-    if (item.kind !== 'token' || item.replayed === true) continue;
-    tokens[places[index]!] = item.row.token;
-    created[places[index]!] = item.created;
-  }
-  return { tenantId: tenant.id, keyHash, requestMac, tokens, created, replaces: before };
-}
-
-async function replay(tx: ClientBase, works: readonly Work[], since: Date): Promise<void> {
-  const keyed = works.filter(({ operation }) => (operation.idempotency?.fingerprints.length ?? 0) > 0);
-  if (keyed.length === 0) return;
-  // Of twins that use one key for the first time, or go on with it, one does: one that was sent back before, or else each round another of them
-  // would be sent back for the same reason.
-  const first = new Map<string, Work>();
-  for (const work of keyed) {
-    const id = idempotencyId(work.operation);
-    const earlier = first.get(id);
-    if (earlier === undefined || (!wasRemedied(earlier.operation) && wasRemedied(work.operation))) first.set(id, work);
-  }
-  const asked = [...first.values()].map(({ operation }) => operation);
-  const found = await findIdempotencyKeys(tx, asked.map(({ tenant }) => tenant.id), asked.map(({ idempotency }) => idempotency!.keyHash), since);
-  const keys = new Map(found.map((key) => [`${key.tenantId}:${key.keyHash.toString('latin1')}`, key]));
-  const named = found.flatMap((key) => key.tokens.filter((token) => token !== '').map((token) => ({ tenantId: key.tenantId, token })));
-  const rows = new Map(named.length === 0 ? [] : (await findTokens(tx, named.map(({ tenantId }) => tenantId), named.map(({ token }) => token))).map((row) => [`${row.tenantId}:${row.token}`, row]));
-  for (const work of keyed) {
-    const { tenant, idempotency, items } = work.operation;
-    const { requestMac, fingerprints, places } = idempotency!;
-    const id = idempotencyId(work.operation);
-    const key = keys.get(id);
-    if (key === undefined) {
-      if (first.get(id) !== work) work.outcome = { kind: 'again', remedies: items.map(() => null) };
-      continue;
-    }
-    if (key.requestMac.length !== requestMac.length || !timingSafeEqual(key.requestMac, requestMac) || key.tokens.length !== fingerprints.length) {
-      work.outcome = { kind: 'refused', code: 'idempotency_conflict' };
-      continue;
-    }
-    const slotAt = new Map(work.slots.map((slot, index) => [places[index]!, slot]));
-    for (const [place, token] of key.tokens.entries()) {
-      // A card that was refused then: it is stored now, unless it is refused again.
-      if (token === '') continue;
-      const row = rows.get(`${tenant.id}:${token}`);
-      // A card that was destroyed has no fingerprint to compare.
-      const genuine = row !== undefined && rowIsGenuine(tenant, row) && (row.fingerprint.length === 0 || row.fingerprint.equals(fingerprints[place]!));
-      const outcome: ItemOutcome = genuine ? { kind: 'token', row, created: key.created[place] === true, replayed: true } : { kind: 'refused', code: 'internal' };
-      const slot = slotAt.get(place);
-      if (slot === undefined) work.earlier.set(place, outcome);
-      else slot.outcome = outcome;
-    }
-    if (work.slots.some(({ outcome }) => outcome === null)) {
-      if (first.get(id) === work) work.key = key;
-      else work.outcome = { kind: 'again', remedies: items.map(() => null) };
-    } else work.outcome = { kind: 'stored', items: work.slots.map(({ outcome }) => outcome!), earlier: work.earlier };
-  }
-}
-
-function idempotencyId({ tenant, idempotency }: TokenizeOperation): string {
-  return `${tenant.id}:${idempotency!.keyHash.toString('latin1')}`;
-}
-
-/** Whether the call comes from an earlier round with what it needed then. */
-function wasRemedied({ items }: TokenizeOperation): boolean {
-  return items.some(({ card, nameSealedFor }) => nameSealedFor !== card.cardId);
 }
 
 /**
@@ -421,39 +269,4 @@ function cardKey(card: NewCard): string {
 
 function formatKey(key: string, format: TokenFormat): string {
   return `${format} ${key}`;
-}
-
-function tokenizeEntry({ action, call, decision, refusedItems, guesses }: TokenizeOperation, outcome: TokenizeOutcome): Settlement<TokenizeOutcome>['entry'] {
-  switch (outcome.kind) {
-    case 'stored': {
-      const tokens: Record<string, string[]> = {};
-      const items: Record<string, number> = { ...refusedItems };
-      const refused = guesses - outcome.earlier.size;
-      if (refused > 0) items['quota_exceeded'] = refused;
-      for (const item of [...outcome.items, ...outcome.earlier.values()]) {
-        if (item.kind === 'refused') items[item.code] = (items[item.code] ?? 0) + 1;
-        else (tokens[item.replayed === true ? 'replayed' : item.created ? 'created' : 'known'] ??= []).push(item.row.token);
-      }
-      const [only] = outcome.items;
-      // A single call that fails says so as a whole; a batch call does what it can.
-      const code = action === 'tokenize' && only?.kind === 'refused' ? only.code : undefined;
-      return entryOf(call, { action, decision, ...(Object.keys(tokens).length === 0 ? {} : { tokens }), ...(code === undefined && Object.keys(items).length > 0 ? { items } : {}), ...guessesIn(refused), ...(code === undefined ? {} : { code }) });
-    }
-    case 'refused':
-      return entryOf(call, { action, decision, ...guessesIn(guesses), code: outcome.code });
-    case 'again':
-      return null;
-  }
-}
-
-/** What the entry of a call says of its cards that were refused for guessing: how many, which tells this refusal from others of its code. */
-export function guessesIn(guesses: number): { readonly detail?: { readonly guesses: number } } {
-  return guesses === 0 ? {} : { detail: { guesses } };
-}
-
-function eventsOf({ operation, outcome }: Work, slot: Slot): VaultEvent[] {
-  if (outcome?.kind !== 'stored' || slot.outcome?.kind !== 'token' || slot.outcome.replayed === true) return [];
-  const { call } = operation;
-  const { row, created } = slot.outcome;
-  return [...(created ? [{ type: 'token.created', call, row } as const] : []), ...(slot.updated ? [{ type: 'card.updated', call, row } as const] : [])];
 }

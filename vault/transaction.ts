@@ -8,7 +8,7 @@ import type { ErrorCode } from './errors.ts';
 import { lifecycleFailure, storeLifecycle, storeSweep, sweepFailure } from './lifecycle.ts';
 import type { LifecycleOperation, LifecycleOutcome, SweepOperation, SweepOutcome } from './lifecycle.ts';
 import { lockNumericTokens, storeTokenize } from './tokenize-store.ts';
-import type { TokenizeOperation, TokenizeOutcome } from './tokenize-store.ts';
+import type { TokenizeOperation, TokenizeOutcome } from './tokenize-operation.ts';
 import { storeLookUps } from './validate.ts';
 import type { LookUpOperation, LookUpOutcome } from './validate.ts';
 
