@@ -3,7 +3,7 @@
  * call, and concludes nothing from its text but whom to ask about.
  */
 import type { Caller } from './caller.ts';
-import { actions, purposes } from './policy.ts';
+import { actions, callersNamedIn, purposes } from './policy.ts';
 import type { Action, Policy, PolicyFiles, Purpose } from './policy.ts';
 
 /** One thing that one caller may do. */
@@ -27,16 +27,14 @@ export interface Named {
   readonly tenants: readonly string[];
 }
 
-const spiffeId = /"(spiffe:\/\/[a-z0-9.-]+\/tenant\/([a-z0-9-]+)\/service\/([a-z0-9-]+))"/gu;
-
 /** Sorted. A caller whom a policy describes without naming (`principal.service like "x*"`) is not among them: `others` of its tenant stand for it where any service may. */
 export function namedBy(files: PolicyFiles): Named {
   const callers = new Set<string>();
   const tenants = new Set<string>();
   for (const text of files.values()) {
-    for (const [, id, tenant] of text.matchAll(spiffeId)) {
-      callers.add(id!);
-      tenants.add(tenant!);
+    for (const { spiffeId, tenant } of callersNamedIn(text)) {
+      callers.add(spiffeId);
+      tenants.add(tenant);
     }
     for (const [, tenant] of text.matchAll(/Tenant::"([a-z0-9-]+)"/gu)) tenants.add(tenant!);
   }
@@ -75,7 +73,7 @@ export function differenceOf(before: readonly Grant[], after: readonly Grant[]):
   return { gained: after.filter((grant) => !had.has(keyOf(grant))), lost: before.filter((grant) => !has.has(keyOf(grant))) };
 }
 
+/** By an id in the form that `namedBy` gives. */
 function callerOf(id: string): Caller {
-  const [, tenant = '', service = ''] = /\/tenant\/([^/]+)\/service\/([^/]+)$/u.exec(id) ?? [];
-  return { spiffeId: id, tenant, service, serial: '1', notAfter: new Date(8.64e15) };
+  return callersNamedIn(`"${id}"`)[0]!;
 }

@@ -109,13 +109,10 @@ async function openAll(deps: DetokenizeDeps, call: Call, action: DetokenizeOpera
 
   // 3. Authorize: this caller, this tenant, this purpose.
   const decision = deps.policy.decide(caller, action, input.purpose);
-  if (!decision.allowed) {
-    const tokens = input.tokens.filter((token) => parseToken(token) !== null);
-    throw new VaultError('not_authorized', { facts: { decision, purpose: input.purpose, reference: input.reference, ...(tokens.length === 0 ? {} : { tokens: { not_authorized: tokens } }) } });
-  }
+  if (!decision.allowed) throw refusedAtOnce('not_authorized', decision, input);
   const tenant = deps.tenants.get(caller.tenant);
   const rule = deps.referenceRuleOf(tenant.name, input.purpose);
-  if (rule !== null && input.reference === undefined) throw new VaultError('reference_required', { facts: { decision, purpose: input.purpose } });
+  if (rule !== null && input.reference === undefined) throw refusedAtOnce('reference_required', decision, input);
   const operation: DetokenizeOperation = { kind: 'detokenize', action, call, decision, tenant, input, quotas: deps.quotasOf(caller.spiffeId, tenant.name, input.purpose), spendsReference: rule === 'single_use' };
 
   // 5. The entry is committed in the same transaction that reads the sealed cards and debits the quota.
@@ -162,6 +159,12 @@ async function openAll(deps: DetokenizeDeps, call: Call, action: DetokenizeOpera
     if (action === 'detokenize') throw recorded(new VaultError(failed[0]!.code, { cause: causes[0] }));
   }
   return items;
+}
+
+/** A call that comes to no transaction of its own: the entry of its refusal names the tokens that are well formed, as every other does. */
+function refusedAtOnce(code: 'not_authorized' | 'reference_required', decision: Decision, { tokens, purpose, reference }: DetokenizeInput): VaultError {
+  const named = tokens.filter((token) => parseToken(token) !== null);
+  return new VaultError(code, { facts: { decision, purpose, reference, ...(named.length === 0 ? {} : { tokens: { [code]: named } }) } });
 }
 
 async function openCard(receipt: Receipt, tenant: Tenant, row: SealedRow): Promise<OpenedCard> {

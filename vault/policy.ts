@@ -194,12 +194,12 @@ async function checkSet(files: PolicyFiles, directory: string): Promise<PolicySe
 
 /** Whether a caller that some policy names may administer the vault, in a tenant of its own. */
 function letsSomebodyIn(handle: string, policies: readonly SourcePolicy[]): boolean {
-  for (const { text } of policies) {
-    for (const [, spiffeId, tenant, service] of text.matchAll(/"(spiffe:\/\/[a-z0-9.-]+\/tenant\/([a-z0-9-]+)\/service\/([a-z0-9-]+))"/g)) {
-      if (evaluate(handle, { spiffeId: spiffeId!, tenant: tenant!, service: service!, serial: '1', notAfter: new Date(0) }, 'administer', null, tenant!, () => undefined).allowed) return true;
-    }
-  }
-  return false;
+  return policies.flatMap(({ text }) => callersNamedIn(text)).some((caller) => evaluate(handle, caller, 'administer', null, caller.tenant, () => undefined).allowed);
+}
+
+/** The callers whose SPIFFE ids stand in a text of policies, to ask a set about: with a serial of nobody's. */
+export function callersNamedIn(text: string): Caller[] {
+  return [...text.matchAll(/"(spiffe:\/\/[a-z0-9.-]+\/tenant\/([a-z0-9-]+)\/service\/([a-z0-9-]+))"/g)].map(([, spiffeId, tenant, service]) => ({ spiffeId: spiffeId!, tenant: tenant!, service: service!, serial: '1', notAfter: new Date(0) }));
 }
 
 /** Where a schema, perhaps of an older vault, does not know what this vault asks: each such call would be refused one by one. */

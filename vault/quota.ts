@@ -72,8 +72,9 @@ interface Counter {
   readonly beginsAt: Date;
   /** Added when its row was locked, before anybody knew what is granted. */
   added: number;
-  /** What others used before us, and then what we grant. */
+  /** What others used before us. */
   used: number;
+  /** What we grant. */
   granted: number;
 }
 
