@@ -9,6 +9,7 @@ import { parseArgs } from 'node:util';
 import { plainLines, freePort, startAppliance, until, type Appliance } from '../support/appliance.ts';
 import { auditCommands } from '../support/audit-commands.ts';
 import { Ledger, diceOf } from '../support/ledger.ts';
+import { describeProcesses } from './stalled.ts';
 
 const help = `npm run bench -- --kill N [options]
 
@@ -27,6 +28,8 @@ type Kind = (typeof kinds)[number];
 /** Starts in a row that may fail although nothing was killed meanwhile: what was killed before them may still be recovering. */
 const maxFailedStarts = 2;
 const pauseMs = 25;
+/** How long the load may stand still after a kill, in half minutes. */
+const maxHalfMinutes = 4;
 
 /** Whether the arguments ask for this and not for a measurement. */
 export function isKillCampaign(args: readonly string[]): boolean {
@@ -106,7 +109,7 @@ class Campaign {
     // What Node itself says of a primary that is gone before any code of ours runs is not ours to prevent.
     const ours = appliance.err.replaceAll(/^node:events:\d+\n(?:(?!^Node\.js)[^])*?_setupWorker[^]*?^Node\.js .*$/gmu, '');
     const told = plainLines(ours).filter((text) => !text.startsWith('cofre: '));
-    if (told.length > 0) this.#faults.push(`standard error holds ${told.length} lines that are no message: ${told[0]}`);
+    if (told.length > 0) this.#faults.push(`standard error holds ${told.length} lines that are no message:\n${told.slice(0, 60).join('\n')}`);
     progress.end();
 
     const seconds = (performance.now() - this.#startedMs) / 1000;
@@ -149,11 +152,26 @@ class Campaign {
     // Mostly the load comes to its senses in between; at times one kill follows on another.
     if (dice(5) > 0) {
       const wanted = ledger.counts.acknowledged + 1 + dice(80);
-      await until(() => ledger.counts.acknowledged >= wanted, 'the load to go on').catch(() => this.#faults.push(`the load did not go on after kill ${this.#kills}`));
+      await this.#untilLoad(appliance, () => ledger.counts.acknowledged >= wanted);
     }
     await sleep(dice(400));
     if (!isRunning(appliance.pid)) this.#faults.push(`the vault ended by itself after kill ${this.#kills}: ${appliance.err.trim().split('\n').at(-1)}`);
     else if (this.#pick(appliance) === 'vault') await this.#startAgain(appliance);
+  }
+
+  /** Waits for the load to go on. A recovery may take its time (it flushes every file first), but is then shown to be under way: what PostgreSQL does after each half minute is told. */
+  async #untilLoad(appliance: Appliance, goesOn: () => boolean): Promise<void> {
+    const seen: string[] = [];
+    for (let tries = 0; tries < maxHalfMinutes; tries += 1) {
+      try {
+        await until(goesOn, 'the load to go on');
+        if (tries > 0) console.log(`after kill ${this.#kills} the load went on only after ${tries * 30} s and more:\n${seen.join('\n')}`);
+        return;
+      } catch {
+        seen.push(`${new Date().toISOString()}:`, ...describeProcesses(dataFolderOf(appliance)).map((process) => `  ${process}`));
+      }
+    }
+    this.#faults.push(`the load did not go on after kill ${this.#kills}:\n${seen.join('\n')}`);
   }
 
   async #startAgain(appliance: Appliance): Promise<void> {
@@ -237,9 +255,13 @@ function childrenOf(pid: number): number[] {
   return text(`/proc/${pid}/task/${pid}/children`).trim().split(' ').filter((child) => child !== '').map(Number);
 }
 
+function dataFolderOf(appliance: Appliance): string {
+  return `${appliance.home}/postgres/cluster/data`;
+}
+
 /** The processes that are the vault's own: its serving processes by descent, PostgreSQL by its data folder. */
 function victimsOf(appliance: Appliance): Readonly<Record<Kind, readonly number[]>> {
-  const data = `${appliance.home}/postgres/cluster/data`;
+  const data = dataFolderOf(appliance);
   const postmaster = Number.parseInt(text(`${data}/postmaster.pid`), 10);
   const worksThere = (pid: number): boolean => {
     try {

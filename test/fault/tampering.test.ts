@@ -214,9 +214,12 @@ await t.test('an edited row of the key registry is refused by the vault that rea
   for (const [what, sql] of edits) {
     await appliance.kill9();
     t.ok((await change(sql)) > 0, what);
+    const mark = appliance.err.length;
     const ended = await appliance.launch();
-    if (ended !== null) t.equal(ended.code, 1, 'it does not start');
-    else {
+    if (ended !== null) {
+      t.equal(ended.code, 1, 'it does not start');
+      t.match(appliance.err.slice(mark), /key registry/u, what);
+    } else {
       // A key that is read only when it is needed is refused then.
       const reply = await appliance.client('getnet').post('/v1/detokenize', { token: card.token, purpose: 'capture' });
       isProblem(t, reply, 'internal', what);

@@ -148,17 +148,20 @@ export class Appliance {
 
   /** Starts it and resolves once it is ready. @throws Error with its standard error if it ends first. */
   async start(): Promise<void> {
-    for (let tries = 0; ; tries += 1) {
-      const ended = await this.launch();
-      if (ended === null) return;
-      // Another process may have taken the port for telemetry between our look and its start.
-      if (tries < 3 && this.#err.slice(this.#mark.err).includes('COFRE_TELEMETRY_PORT chooses another')) continue;
-      throw new Error(`the appliance ended with ${ended.code ?? ended.signal}: ${this.#err.slice(this.#mark.err)}`);
-    }
+    const ended = await this.launch();
+    if (ended !== null) throw new Error(`the appliance ended with ${ended.code ?? ended.signal}: ${this.#err.slice(this.#mark.err)}`);
   }
 
   /** Starts it and resolves to null once it is ready, or to how it ended before. */
   async launch(env: Readonly<Record<string, string>> = {}): Promise<Ended | null> {
+    for (let tries = 0; ; tries += 1) {
+      const ended = await this.#launchOnce(env);
+      // Another process may have taken the port for telemetry between our look and its start.
+      if (ended === null || tries >= 3 || 'COFRE_TELEMETRY_PORT' in env || !this.#err.slice(this.#mark.err).includes('COFRE_TELEMETRY_PORT chooses another')) return ended;
+    }
+  }
+
+  async #launchOnce(env: Readonly<Record<string, string>>): Promise<Ended | null> {
     if (this.#destroyed) throw new Error('the test is over');
     this.#telemetryPort = await freePort();
     this.#mark = { out: this.#out.length, err: this.#err.length };
