@@ -91,6 +91,10 @@ class Generation {
   }
 }
 
+/** Tries at opening, and the pause between them, in ms; the second one comes at once. */
+const triesAtOpening = 8;
+const openingPauseMs = 150;
+
 interface Waiter {
   resolve(): void;
   reject(error: HsmError): void;
@@ -478,23 +482,7 @@ export class SessionPool {
     this.#drop(this.#generation);
     this.#generation = null;
     try {
-      try {
-        await this.#begin();
-      } catch (error) {
-        if (this.#wrongPin || (error instanceof HsmError && error.kind === 'sealed')) throw error;
-        // A library that lost its token altogether (SoftHSM2 whose directory went and came back, a restarted client daemon) sees it again only after it was
-        // finalized. That ends every session in the process, and during a call it may crash it: it waits until no call is under way anywhere.
-        if (this.#closed || (first && this.#use.pools > 1)) throw error;
-        const deadline = performance.now() + this.#options.callMs;
-        while (this.#use.calls > 0 && performance.now() < deadline) await sleep(2);
-        if (this.#closed || this.#use.calls > 0) throw error;
-        try {
-          this.#module.C_Finalize();
-        } catch {
-          // It was not initialized: that may have been all.
-        }
-        await this.#begin();
-      }
+      await this.#beginAnew(first);
       this.#lastRecoveryError = null;
       this.#options.log?.info(first ? 'hsm_opened' : 'hsm_recovered', {});
       this.#markBack();
@@ -504,6 +492,34 @@ export class SessionPool {
       const error = this.#recoveryError(cause, first);
       this.#lastRecoveryError = error;
       throw error;
+    }
+  }
+
+  /**
+   * A library that lost its token altogether (SoftHSM2 whose directory went and came back, a restarted client daemon) sees it again only after it was
+   * finalized. That ends every session in the process, and during a call it may crash it: it waits until no call is under way anywhere.
+   *
+   * At opening there are some more tries: SoftHSM2 empties a token's file before it writes it anew, which it does at each login of any process, and who reads it in that
+   * moment sees no such token, or cannot log in. Later on the probe tries again by itself.
+   */
+  async #beginAnew(first: boolean): Promise<void> {
+    for (let tries = 1; ; tries += 1) {
+      try {
+        return await this.#begin();
+      } catch (error) {
+        if (this.#wrongPin || (error instanceof HsmError && error.kind === 'sealed')) throw error;
+        if (tries >= (first && !(error instanceof HsmError && error.kind === 'ambiguous') ? triesAtOpening : 2)) throw error;
+        if (this.#closed || (first && this.#use.pools > 1)) throw error;
+        if (tries > 1) await sleep(openingPauseMs);
+        const deadline = performance.now() + this.#options.callMs;
+        while (this.#use.calls > 0 && performance.now() < deadline) await sleep(2);
+        if (this.#closed || this.#use.calls > 0) throw error;
+        try {
+          this.#module.C_Finalize();
+        } catch {
+          // It was not initialized: that may have been all.
+        }
+      }
     }
   }
 

@@ -1,3 +1,5 @@
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
 import { renameSync } from 'node:fs';
 import t from 'tap';
 import type { Test } from 'tap';
@@ -369,5 +371,17 @@ t.test('two keyrings in one process survive that one of them closes, or recovers
     await first.close();
     await exercise(t, second);
     await second.close();
+  }
+});
+
+t.test('a start finds its token while another process logs in, which rewrites the token\'s file each time', async (t) => {
+  const hsm = await hsmOf(t, softKind);
+  const other = fork(new URL('login-loop.ts', import.meta.url), [hsm.modulePath, hsm.tokenLabel, hsm.pin.toString('utf8')]);
+  t.teardown(() => void other.kill('SIGKILL'));
+  await once(other, 'message');
+  for (let start = 0; start < 60; start += 1) {
+    const keyring = await keyringOf(t, hsm, { custody: 'envelope', store: memoryStore(t), sessions: eager });
+    await exercise(t, keyring);
+    await keyring.close();
   }
 });
