@@ -336,10 +336,12 @@ function gcm(iv: Buffer, aad: Buffer): Mechanism {
  * AES-256-GCM inside the HSM. Returns iv (12) || ciphertext (as long as the plaintext) || tag (16), in a Buffer of the caller's.
  *
  * The nonce in the result is the one that the token used: it is read back from the mechanism parameter, because CloudHSM ignores the nonce that it is given
- * and writes its own there. `plaintext` and `aad` are only read; the copy of the plaintext is wiped.
+ * and writes its own there. `plaintext` and `aad` are read before this returns its promise; the copy of the plaintext is wiped.
  */
-export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Uint8Array, aad: Buffer): Promise<Buffer> {
+export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Uint8Array, aad: Uint8Array): Promise<Buffer> {
   const input = copyOfSecret(plaintext);
+  // A module may read it as late as in C_Encrypt.
+  const bound = copyOfSecret(aad);
   // Written to by the token through their addresses: memory that stays in one place.
   const output = secretBytes(input.length + GCM_TAG_BYTES);
   const iv = secretBytes(GCM_IV_BYTES);
@@ -348,16 +350,16 @@ export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Ui
     if (!wantsZeroIv.has(session.module)) {
       randomFillSync(iv);
       try {
-        session.module.C_EncryptInit(session.handle, gcm(iv, aad), key);
+        session.module.C_EncryptInit(session.handle, gcm(iv, bound), key);
       } catch (error) {
         const rv = returnValueOf(error);
         if (rv !== CKR.MECHANISM_PARAM_INVALID && rv !== CKR.ARGUMENTS_BAD) throw error;
         iv.fill(0);
-        session.module.C_EncryptInit(session.handle, gcm(iv, aad), key);
+        session.module.C_EncryptInit(session.handle, gcm(iv, bound), key);
         tookZeroIv = true;
       }
     } else {
-      session.module.C_EncryptInit(session.handle, gcm(iv, aad), key);
+      session.module.C_EncryptInit(session.handle, gcm(iv, bound), key);
     }
     const encrypted = await session.module.C_EncryptAsync(session.handle, input, output);
     if (encrypted.length !== input.length + GCM_TAG_BYTES) throw new HsmError('refused', 'the HSM returned a ciphertext of the wrong length');
@@ -367,6 +369,7 @@ export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Ui
     return Buffer.concat([iv, encrypted]);
   } finally {
     input.fill(0);
+    bound.fill(0);
   }
 }
 
@@ -375,14 +378,15 @@ export async function encryptGcm(session: SessionRef, key: Handle, plaintext: Ui
  * Throws HsmError `corrupt` where the value is too short or the token says that it does not authenticate; a token that only says CKR_GENERAL_ERROR
  * (SoftHSM2 2.6.1) throws that, and the session pool finds out what it meant.
  */
-export async function decryptGcm(session: SessionRef, key: Handle, sealed: Uint8Array, aad: Buffer): Promise<Buffer> {
+export async function decryptGcm(session: SessionRef, key: Handle, sealed: Uint8Array, aad: Uint8Array): Promise<Buffer> {
   if (sealed.length < GCM_IV_BYTES + GCM_TAG_BYTES) throw new HsmError('corrupt', 'an encrypted value is too short');
   const iv = Buffer.from(sealed.subarray(0, GCM_IV_BYTES));
   const input = Buffer.from(sealed.subarray(GCM_IV_BYTES));
+  const bound = copyOfSecret(aad);
   // SoftHSM2 wants room for the tag too, although it writes only the plaintext.
   const output = secretBytes(input.length);
   try {
-    session.module.C_DecryptInit(session.handle, gcm(iv, aad), key);
+    session.module.C_DecryptInit(session.handle, gcm(iv, bound), key);
     const plaintext = await session.module.C_DecryptAsync(session.handle, input, output);
     if (plaintext.length !== input.length - GCM_TAG_BYTES) throw new HsmError('corrupt', 'the HSM returned a plaintext of the wrong length');
     return copyOfSecret(plaintext);
@@ -396,6 +400,7 @@ export async function decryptGcm(session: SessionRef, key: Handle, sealed: Uint8
     output.fill(0);
     input.fill(0);
     iv.fill(0);
+    bound.fill(0);
   }
 }
 

@@ -76,6 +76,16 @@ for (const kind of [softKind, strictKind] as const) {
       message.fill(0);
       t.same(await pending, expected);
       t.notSame(await hmacSha256(session, hmac, message), expected);
+
+      const [value, aad] = [Buffer.from('a value'), Buffer.from('aad')];
+      const encrypting = encryptGcm(session, aes, value, aad);
+      for (const bytes of [value, aad]) bytes.fill(0);
+      const sealed = await encrypting;
+      t.equal((await decryptGcm(session, aes, sealed, Buffer.from('aad'))).toString(), 'a value', 'sealed under the AAD that was given');
+      const bound = Buffer.from('aad');
+      const opening = decryptGcm(session, aes, sealed, bound);
+      for (const bytes of [sealed, bound]) bytes.fill(0);
+      t.equal((await opening).toString(), 'a value');
     });
 
     await t.test('one object a label, or none at all', (t) => {
