@@ -129,6 +129,8 @@ export interface ControlKey {
 interface Unsettled {
   readonly row: KeyRow;
   readonly unmake: (material: Buffer) => Promise<void>;
+  /** Under way. Upkeep and whoever needs a key may want it at once: one finds out, and takes the material back once. */
+  settling: Promise<boolean> | null;
 }
 
 /**
@@ -188,7 +190,7 @@ export class KeyRegistry {
       await unmake(material);
       throw error;
     }
-    const unsettled: Unsettled = { row: { ...fields, mac }, unmake };
+    const unsettled: Unsettled = { row: { ...fields, mac }, unmake, settling: null };
     let inserted: boolean;
     try {
       inserted = await this.#store.insertKey(unsettled.row);
@@ -211,8 +213,11 @@ export class KeyRegistry {
   }
 
   async #settleOf(name: string): Promise<boolean> {
-    const inserted = await this.#settle(this.#unsettled.get(name)!);
-    this.#unsettled.delete(name);
+    const unsettled = this.#unsettled.get(name)!;
+    unsettled.settling ??= this.#settle(unsettled).finally(() => (unsettled.settling = null));
+    const inserted = await unsettled.settling;
+    // Another may have come to be unsettled before this goes on.
+    if (this.#unsettled.get(name) === unsettled) this.#unsettled.delete(name);
     return inserted;
   }
 
