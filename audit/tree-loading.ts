@@ -89,8 +89,8 @@ export async function loadTree(options: TreeLoading): Promise<LoadedTree> {
   if (stored !== null && kept === null) throw new LogFault('rewritten', 'a stored checkpoint is not signed by this log\'s key');
   const held: Checkpoint[] = [];
   for (const note of published) {
-    // Of the log before this one, which the charter names, nothing can follow in this one.
-    if (note === null || (charter.predecessor !== null && note.startsWith(`${charter.predecessor.origin}\n`))) continue;
+    // Of a log before this one nothing can follow in this one. The charter names the last of them, and a witness whose host was off may be further behind.
+    if (note === null || (charter.predecessor !== null && isEarlier(note, head, options))) continue;
     const checkpoint = openCheckpoint(note, verifiers);
     if (checkpoint === null) throw otherLog(note, head, options);
     held.push(checkpoint);
@@ -105,6 +105,13 @@ export async function loadTree(options: TreeLoading): Promise<LoadedTree> {
   // The last one may not have reached every witness.
   const unpublished = stored !== null && published.some((note) => note !== stored) ? stored : null;
   return { head, charter, builder: new TileBuilder(size, edges), frontier, kept, unpublished };
+}
+
+/** Whether a note is a checkpoint of a log of this vault before that of `head`. */
+function isEarlier(note: string, head: LogHead, { name, signer }: TreeLoading): boolean {
+  const origin = note.split('\n', 1)[0]!;
+  const logId = logIdOf(origin, name);
+  return logId !== null && logId < head.logId && openCheckpoint(note, [parseVkey(encodeVkey(origin, signer.algorithm, signer.publicKeySpki))]) !== null;
 }
 
 /** A witness has a checkpoint that is not of this log: of a later one of this vault, after a restore from before that was begun, or of somebody else's. */

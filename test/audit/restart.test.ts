@@ -4,12 +4,12 @@ import { batchHeader, chainStart, headerHash, type ChainPosition } from '../../a
 import { readCharter } from '../../audit/charter.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
 import { restartLog, type RestartedLog, type RestartStore } from '../../audit/restart.ts';
-import type { StoredChain } from '../../audit/sequenced-log.ts';
+import type { StoredChain, Witness } from '../../audit/sequenced-log.ts';
 import { origin, RawWriter, signer, TestWriter, type LogTables, type Sink } from '../support/log-tables.ts';
-import { monthsAgo } from '../support/kept-log.ts';
+import { MemoryWitness, monthsAgo } from '../support/kept-log.ts';
 import { MemoryVault, settle } from '../support/memory-tree-store.ts';
 
-function restart(vault: MemoryVault): Promise<RestartedLog> {
+function restart(vault: MemoryVault, witness: Witness = vault.witness()): Promise<RestartedLog> {
   const { tables } = vault;
   const store: RestartStore = {
     ...vault.store(),
@@ -22,7 +22,7 @@ function restart(vault: MemoryVault): Promise<RestartedLog> {
       for (const writer of writers) tables.chains.set(writer, { ...tables.chains.get(writer)!, state: 'closed', reason });
     },
   };
-  return restartLog({ store, witnesses: [vault.witness()], signer, name: origin, now: new Date() });
+  return restartLog({ store, witnesses: [witness], signer, name: origin, now: new Date() });
 }
 
 async function vaultOf(entries: number): Promise<{ readonly vault: MemoryVault; readonly writer: TestWriter }> {
@@ -89,6 +89,36 @@ t.test('a log that was begun anew is begun once more only while it holds nothing
   await settle(vault.sequencer(), { sign: false });
   t.ok(vault.tables.head!.size > 300);
   await t.rejects(restart(vault), { message: /goes on from what was witnessed/u });
+});
+
+t.test('a witness that was away while two logs were begun tells nothing about the third, and is given its checkpoints', async (t) => {
+  const { vault } = await vaultOf(300);
+  const away = vault.witness();
+  const first = await away.last();
+  const here = new MemoryWitness();
+  await here.publish(first!);
+  /** Begins the next log in the place of one whose last entries were lost, as this witness tells, and signs it. */
+  const next = async (): Promise<void> => {
+    const backup = vault.tables.copy();
+    await (await TestWriter.start((chain, batch) => vault.tables.insert(chain, batch))).commit(7);
+    await settle(vault.sequencer({ witnesses: [here] }));
+    vault.tables = backup;
+    await restart(vault, here);
+    for (const table of [vault.tables.places, vault.tables.tiles, vault.tables.checkpoints, vault.tables.chains, vault.tables.batches, vault.tables.writers]) table.clear();
+    vault.tables.tiles.set('0/0', vault.tables.head!.root);
+    await settle(vault.sequencer({ witnesses: [here] }));
+  };
+  await next();
+  await next();
+  t.match(await here.last(), new RegExp(`^${origin}/3\n`, 'u'));
+  const published: string[] = [];
+  const witness: Witness = { last: async () => published.at(-1) ?? first, publish: async (note) => void published.push(note) };
+  await settle(vault.sequencer({ witnesses: [witness] }));
+  t.match(published, [new RegExp(`^${origin}/3\n`, 'u')]);
+
+  // Nothing but what this vault's key has signed is passed over.
+  const forged = first!.replace(/\n\d+\n/u, '\n999\n');
+  await t.rejects(settle(vault.sequencer({ witnesses: [{ ...witness, last: async () => forged }] })), { message: /is of another log than .*\/3, or not signed by this log's key$/u });
 });
 
 /** A vault that was restored from a backup in which batches 3 to 5 of `writer`, and batch 0 of `young`, stand in no tree. */
