@@ -120,7 +120,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
    * runs it every minute. Throws what went wrong after doing what could be done.
    */
   async upkeep(): Promise<void> {
-    const { keyAgeMs, aheadMs } = this.#options.limits;
+    const { keyAgeMs } = this.#options.limits;
     const nowMs = this.#options.now().getTime();
     const failures: unknown[] = [];
     this.#keepLeases((lease) => nowMs - lease.bornMs < keyAgeMs);
@@ -138,7 +138,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
     }
 
     const lease = this.#lease ?? this.#spare;
-    if (this.#seals && (lease === null || nowMs - lease.bornMs >= keyAgeMs - aheadMs)) {
+    if (this.#seals && (lease === null || this.#isDue(lease.bornMs))) {
       // The next lease comes from a new key, because the latest one is due. Where that fails the old one goes on until its last day.
       this.#spare = null;
       try {
@@ -154,6 +154,16 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
       }
     }
     if (failures.length > 0) throw failures[0] as Error;
+  }
+
+  /**
+   * Whether a key is to have a successor: it is old, or it was made by a clock that was ahead, and nobody knows how old it is. The clocks of machines differ
+   * a little: a key that is younger than it says by no more than its successor comes early still ends in time.
+   */
+  #isDue(bornMs: number): boolean {
+    const { keyAgeMs, aheadMs } = this.#options.limits;
+    const ageMs = this.#options.now().getTime() - bornMs;
+    return ageMs >= keyAgeMs - aheadMs || ageMs < -aheadMs;
   }
 
   #keepLeases(keep: (lease: Lease<Key>) => boolean): void {
@@ -193,8 +203,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
     let full = 0;
     for (let round = 0; round < MAX_ROUNDS; round++) {
       const row = await registry.latest('data', domain);
-      const ageMs = row === null ? 0 : this.#options.now().getTime() - row.createdAt.getTime();
-      if (row === null || row.state !== 'active' || row.version <= full || ageMs >= limits.keyAgeMs - limits.aheadMs) {
+      if (row === null || row.state !== 'active' || row.version <= full || this.#isDue(row.createdAt.getTime())) {
         // Another process may do the same at this moment: the store lets one through, and both read it in the next round.
         const version = (row?.version ?? 0) + 1;
         const made = await registry.create(

@@ -179,6 +179,26 @@ for (const kind of kinds) {
         t.same(await cipher.open(receipt(), 'pan', fresh, binding('acme')), digits);
       });
 
+      await t.test('a key from a time that has not come seals no longer than any other', async (t) => {
+        const store = memoryStore(t);
+        let nowMs = Date.now() + 365 * 86_400_000;
+        const keyring = await keyringOf(t, hsm, { custody, store, now: () => new Date(nowMs) });
+        const { cipher } = keyring.forTenant('acme');
+        const early = await cipher.seal('pan', digits, binding('acme'));
+        // The clock that was a year ahead is set right; by then another process starts.
+        nowMs -= 365 * 86_400_000;
+        const other = await keyringOf(t, hsm, { custody, store, now: () => new Date(nowMs) });
+        const fresh = await other.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+        t.not(keyIdOf(fresh), keyIdOf(early));
+        await keyring.upkeep();
+        t.equal(keyIdOf(await cipher.seal('pan', digits, binding('acme'))), keyIdOf(fresh));
+        t.same(await other.forTenant('acme').cipher.open(receipt(), 'pan', early, binding('acme')), digits);
+
+        // A machine whose clock is a little behind takes the key of the others.
+        const behind = await keyringOf(t, hsm, { custody, store, now: () => new Date(nowMs - 60_000) });
+        t.equal(keyIdOf(await behind.forTenant('acme').cipher.seal('pan', digits, binding('acme'))), keyIdOf(fresh));
+      });
+
       await t.test('an edited registry row is refused, whatever was edited', async (t) => {
         const store = memoryStore(t);
         const first = await keyringOf(t, hsm, { custody, store });
