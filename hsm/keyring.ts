@@ -1,6 +1,7 @@
 // The keys of one vault: opens the HSM, finds or makes each domain's keys, and hands every tenant the ciphers of its domain.
 import { createHmac, createSecretKey, randomBytes } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { directCardCipher, envelopeCardCipher } from './card-cipher.ts';
 import type { CardCipher, DataKeySource, HsmDataKey, HsmGcm, MemoryDataKey } from './card-cipher.ts';
 import { DataKeys, productionSealLimits } from './data-keys.ts';
@@ -31,6 +32,8 @@ export const labels = {
 } as const;
 
 const DOMAIN_KEY_VERSION = 1;
+/** Pauses before a key object is looked for again, in ms: one that another process has just made reaches every HSM of a cluster only after a moment. */
+const replicationMs = [100, 400, 1500] as const;
 const CONTROL_PROBE = Buffer.from('cofre/probe/v1', 'utf8');
 
 /**
@@ -307,7 +310,15 @@ async function openDirectDomain(deps: DomainDeps, domain: string): Promise<Domai
       const { label } = labelOf(row.material);
       // The row's MAC covers the label; that it is the one for this row keeps two rows from naming one object.
       if (!label.startsWith(labels[row.kind](row.domain, row.version, row.keyId))) throw new HsmError('corrupt', 'a key registry row names the wrong object');
-      await pool.run('find', async (session) => session.key(CKO.SECRET_KEY, label));
+      for (const pauseMs of [...replicationMs, null]) {
+        try {
+          await pool.run('find', async (session) => session.key(CKO.SECRET_KEY, label));
+          break;
+        } catch (error) {
+          if (pauseMs === null || !(error instanceof HsmError && error.kind === 'not_found')) throw error;
+          await sleep(pauseMs);
+        }
+      }
       return { keyId: row.keyId, label };
     },
   };

@@ -480,6 +480,37 @@ t.test('in direct custody no object stays in the HSM that certainly no row names
   });
 });
 
+t.test('in direct custody a key that has not reached every HSM of a cluster is looked for again', async (t) => {
+  const hsm = await hsmOf(t, strictKind);
+  const strict = hsm.strict!;
+  const store = memoryStore(t);
+  const first = await keyringOf(t, hsm, { custody: 'direct', store });
+  const sealed = await first.forTenant('acme').cipher.seal('pan', digits, binding('acme'));
+
+  // Those made just now, by another process, are not there for the first two that look.
+  const init = strict.C_FindObjectsInit.bind(strict);
+  const find = strict.C_FindObjects.bind(strict);
+  let label = '';
+  const looked = new Map<string, number>();
+  strict.C_FindObjectsInit = (session, template) => {
+    label = String(template.find(({ type }) => type === CKA.LABEL)?.value);
+    init(session, template);
+  };
+  let patience = 2;
+  strict.C_FindObjects = (session, max) => {
+    if (!/^cofre\/(data|fingerprint)\//u.test(label)) return find(session, max);
+    looked.set(label, (looked.get(label) ?? 0) + 1);
+    return looked.get(label)! <= patience ? [] : find(session, max);
+  };
+  const second = await keyringOf(t, hsm, { custody: 'direct', store });
+  t.same(await second.forTenant('acme').cipher.open(receipt(), 'pan', sealed, binding('acme')), digits);
+  t.same([...looked.values()], [3, 3, 3, 3]);
+
+  // One that is gone is not looked for without end.
+  patience = Number.POSITIVE_INFINITY;
+  await t.rejects(keyringOf(t, hsm, { custody: 'direct', store }), hsmError('not_found'));
+});
+
 t.test('keys of the other custody are refused', async (t) => {
   const hsm = await hsmOf(t, strictKind);
   const store = memoryStore(t);
