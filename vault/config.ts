@@ -4,7 +4,7 @@
  * or from files, never from here.
  */
 import { readFileSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { basename, resolve } from 'node:path';
 import { Type } from 'typebox';
 import type { Static, TSchema } from 'typebox';
 import { Value } from 'typebox/value';
@@ -15,6 +15,7 @@ import { largestBody } from './schemas.ts';
 export class ConfigError extends Error {}
 
 const durationPattern = '^[1-9][0-9]{0,8}(ms|s|m|h|d)$';
+const softHsm = 'libsofthsm2.so';
 const closed = { additionalProperties: false } as const;
 /** A time with its unit, as `250ms`, `30s`, `5m`, `24h` or `7d`. */
 const Duration = (defaultValue: string, description: string) => Type.String({ pattern: durationPattern, default: defaultValue, description });
@@ -87,7 +88,7 @@ export const ConfigSchema = Type.Object(
       entries_per_minute: Count(100, 1, 1_000_000, 'Refused calls of a caller that get an entry each in a minute; one entry a minute sums up the rest.'),
     }),
     hsm: Section({
-      module: Path('/usr/lib/softhsm/libsofthsm2.so', 'PKCS#11 module.'),
+      module: Path(`/usr/lib/softhsm/${softHsm}`, 'PKCS#11 module.'),
       token_label: Type.String({ minLength: 1, maxLength: 32, default: 'cofre-development', description: 'Label of the token.' }),
       pin_file: Path('secrets/hsm-pin', 'File with the user PIN.'),
       custody: Type.Enum(['envelope', 'direct'], { type: 'string', default: 'envelope', description: 'envelope: data keys are opened into memory. direct: every seal, open and HMAC happens inside the HSM.' }),
@@ -233,6 +234,8 @@ function refuseDevelopment(config: Config, file: string): void {
   if (config.database.embedded) refuse('database.embedded', 'the embedded PostgreSQL is for development; set it to false and give DATABASE_URL');
   if (config.tls.trust_domain === 'cofre.dev') refuse('tls.trust_domain', 'is the development default');
   if (config.hsm.token_label === 'cofre-development') refuse('hsm.token_label', 'is the development default');
+  // Wherever it lies.
+  if (basename(config.hsm.module) === softHsm) refuse('hsm.module', 'SoftHSM2, which keeps its keys in files, is for development; name the module of your HSM');
   if (config.log.origin === 'cofre.dev/log') refuse('log.origin', 'is the development default');
   if (config.hardening.dumpable) refuse('hardening.dumpable', 'must be false');
   if (config.hardening.swap !== 'refuse') refuse('hardening.swap', 'must be refuse');

@@ -126,6 +126,8 @@ t.test('the production profile refuses every default of development by the path 
     ['database.embedded', 'database', { embedded: false }],
     ['tls.trust_domain', 'tls', { trust_domain: 'vault.example' }],
     ['hsm.token_label', 'hsm', { token_label: 'cofre' }],
+    ['hsm.module', 'hsm', { token_label: 'cofre', module: '/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so' }],
+    ['hsm.module', 'hsm', { token_label: 'cofre', module: '/opt/cloudhsm/lib/libcloudhsm_pkcs11.so' }],
     ['log.origin', 'log', { origin: 'vault.example/log' }],
     ['hardening.swap', 'hardening', { swap: 'refuse' }],
   ];
