@@ -38,6 +38,8 @@ export class NetworkBuffers {
   #timer: NodeJS.Timeout | null = null;
   /** When (monotonic, ms) the first request came that was not covered since. */
   #since = 0;
+  #asked = false;
+  #running = false;
   #closed = false;
 
   private constructor(options: NetworkBuffersOptions) {
@@ -63,8 +65,7 @@ export class NetworkBuffers {
     this.#since = now;
     this.#timer = setTimeout(() => {
       this.#timer = null;
-      // A connection that broke is made anew the next time.
-      this.#overwrite().catch(() => this.#end());
+      void this.#run();
     }, quietMs).unref();
   }
 
@@ -72,6 +73,26 @@ export class NetworkBuffers {
     this.#closed = true;
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#end();
+  }
+
+  /** One at a time: of two that make the connection, the earlier one's would stay open for good. What is asked for meanwhile is done behind it. */
+  async #run(): Promise<void> {
+    this.#asked = true;
+    if (this.#running) return;
+    this.#running = true;
+    while (this.#asked && !this.#closed) {
+      this.#asked = false;
+      const isNew = this.#loop === null;
+      try {
+        await this.#overwrite();
+      } catch {
+        this.#end();
+        // One that broke is made anew at once: what the request left is still there. One that cannot be made waits for the next request.
+        this.#asked ||= !isNew;
+      }
+    }
+    this.#running = false;
+    if (this.#closed) this.#end();
   }
 
   #end(): void {
@@ -101,7 +122,8 @@ async function makeLoop({ certificate, key }: NetworkBuffersOptions, socketPath:
   const server = createServer({ cert: readFileSync(certificate), key: readFileSync(key), minVersion: 'TLSv1.3', keepAliveTimeout: 0 }, (incoming, response) => {
     incoming.resume().once('end', () => response.end());
   });
-  server.listen(socketPath);
+  // By this process itself, also where it is a worker whose primary listens for it otherwise.
+  server.listen({ path: socketPath, exclusive: true });
   await once(server, 'listening');
   server.unref();
   return { server, agent: new Agent({ keepAlive: true, maxSockets: 1, socketPath, rejectUnauthorized: false } as object) };
