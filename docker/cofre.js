@@ -14,9 +14,8 @@ if (refusal !== null) fail(refusal);
 const [program, ...args] = hardened(node, [join(ROOT, 'vault', 'bin', 'cofre.ts'), ...process.argv.slice(2)]);
 const child = spawn(program, args, { stdio: 'inherit' });
 child.on('error', () => fail('Cofre could not be started: /bin/sh is missing'));
-// Ctrl-C reaches the whole foreground group, so the child has it already; the other signals are sent to one process only.
-process.on('SIGINT', () => undefined);
-for (const name of ['SIGTERM', 'SIGHUP']) process.on(name, () => child.kill(name));
+// Sent to this process alone, perhaps, by whoever started it. Ctrl-C reaches the whole foreground group, so the child has it twice, which means no more than once.
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(name, () => child.kill(name));
 child.on('exit', (code, signal) => {
   process.exitCode = code ?? 128 + constants.signals[signal];
 });

@@ -206,3 +206,22 @@ t.test('the launcher of a clone that is not set up says how to set it up', async
   const run = spawnSync(process.execPath, [join(root, 'docker/cofre.js'), 'serve'], { encoding: 'utf8' });
   t.match(run, { status: 2, stderr: 'Cofre is not set up yet: run npm start or npm ci first\n', stdout: '' });
 });
+
+t.test('an interrupt that is sent to the launcher alone reaches the vault', async (t) => {
+  const { root, tell } = clone(t);
+  chmodSync(join(root, 'docker/cofre.js'), 0o755);
+  for (const name of ['SIGINT', 'SIGTERM'] as const) {
+    rmSync(join(root, 'told'), { force: true });
+    const child = spawn(process.execPath, [join(root, 'docker/cofre.js'), 'serve'], { env: { ...process.env, TOLD: join(root, 'told') }, stdio: ['ignore', 'pipe', 'pipe'] });
+    t.teardown(() => child.kill('SIGKILL'));
+    const end = finished(child);
+    await until(() => tell().length > 0);
+    const vault = Number(tell()[0]!.split('|')[0]);
+    t.teardown(() => lives(vault) && process.kill(vault, 'SIGKILL'));
+    child.kill(name);
+    await Promise.race([until(() => tell().includes('stopped')), new Promise((resolve) => setTimeout(resolve, 10_000))]);
+    t.same(tell().slice(1), [name, 'stopped']);
+    if (lives(vault)) process.kill(vault, 'SIGKILL');
+    t.equal((await end).code, 0);
+  }
+});
