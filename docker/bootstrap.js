@@ -40,6 +40,8 @@ try {
   node = setUp(command);
 } catch (error) {
   if (error instanceof SetUpError) fail(error.message);
+  // What the file system refused. Of a folder made by steps Node names the step, and ENOENT, where nothing may be written at all.
+  if (error.syscall !== undefined && error.path !== undefined) fail(`${error.path} cannot be made or read (${error.code}): this clone must be yours and writable until it is set up`);
   throw error;
 }
 const line = command.line(node);

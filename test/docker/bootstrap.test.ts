@@ -146,6 +146,16 @@ t.test('what is missing and may not be installed is named in one line', async (t
   t.match(result.errors, /^Cofre needs system packages that it may not install itself: install them with your system's package manager: (softhsm2 )?python3 make g\+\+$/);
 });
 
+t.test('a clone in which nothing can be made, as one that is mounted read-only, ends in one line', async (t) => {
+  const { root } = clone(t);
+  rmSync(join(root, 'node_modules/.cofre'), { recursive: true });
+  cpSync(join(ROOT, 'node_modules/.package-lock.json'), join(root, 'node_modules/.package-lock.json'));
+  symlinkSync(join(ROOT, 'node_modules/pkcs11js'), join(root, 'node_modules/pkcs11js'));
+  // Not by its mode: root writes all the same.
+  writeFileSync(join(root, 'node_modules/.cofre'), '');
+  t.same(await finished(bootstrap(t, root, ['set-up'])), { code: 1, errors: `${join(root, 'node_modules/.cofre')} cannot be made or read (EEXIST): this clone must be yours and writable until it is set up` });
+});
+
 t.test('a second set-up in the same clone waits for the first', async (t) => {
   const { root } = clone(t);
   const holder = spawn('flock', [join(root, 'package-lock.json'), 'sleep', '600'], { stdio: 'ignore', detached: true });
