@@ -7,6 +7,8 @@ import { runCeremony } from '../../hsm/ceremony.ts';
 import { flushFolder, flushTree, replaceFile } from '../../platform-adapters/linux/durable-file.ts';
 import { createDevelopmentPki } from '../../platform-adapters/pki/development.ts';
 import type { DevelopmentPki } from '../../platform-adapters/pki/development.ts';
+import { describe } from '../../platform-adapters/telemetry/log.ts';
+import type { Log } from '../../platform-adapters/telemetry/log.ts';
 import { ConfigError } from '../config.ts';
 import type { Config } from '../config.ts';
 
@@ -63,6 +65,23 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
   pin.fill(0);
   soPin.fill(0);
   return pki;
+}
+
+/**
+ * A development authority renews its own list, every six hours; in production the real one does. A list lasts for a month: what keeps a new one away, a full
+ * disk for instance, is told to the log, and the next time it is tried again.
+ *
+ * @returns how to end it.
+ */
+export function renewRevocationList(pki: Pick<DevelopmentPki, 'signCrl'>, log: Pick<Log, 'warn'>, everyMs = 6 * 3_600_000): () => void {
+  const renewal = setInterval(() => {
+    try {
+      pki.signCrl([]);
+    } catch (error) {
+      log.warn('the revocation list was not renewed', { error: describe(error) });
+    }
+  }, everyMs).unref();
+  return () => clearInterval(renewal);
 }
 
 function domainsOf(ceremonyFile: string): readonly string[] {

@@ -16,7 +16,7 @@ import { createMetrics, textOfSeveral } from '../../platform-adapters/telemetry/
 import type { Config } from '../config.ts';
 import { givenDatabase, prepareDatabase } from './database.ts';
 import type { DatabaseAccess } from './database.ts';
-import { prepareDevelopment } from './development.ts';
+import { prepareDevelopment, renewRevocationList } from './development.ts';
 import { makeHome } from './home.ts';
 import { listen } from './listen.ts';
 import type { Ports } from './process.ts';
@@ -55,10 +55,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   makeHome(home);
   stack.defer(await lockFolder(home, 10_000));
   if (config.profile === 'development') {
-    const pki = await prepareDevelopment(home, config);
-    // A development authority renews its own list; in production the real one does.
-    const renewal = setInterval(() => void pki.signCrl([]), 6 * 3_600_000).unref();
-    stack.defer(() => clearInterval(renewal));
+    stack.defer(renewRevocationList(await prepareDevelopment(home, config), log));
   }
 
   const access = await openDatabase(stack, home, config, env, log);
