@@ -1,8 +1,31 @@
-/** The primary killed while its worker processes start: they end as well, without a word that is not for the operator. */
+/** Worker processes in trouble: their primary is killed while they start, or they hang. */
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { plainLines, startAppliance, until } from '../support/appliance.ts';
+
+/** The worker processes of a primary, once there are so many. */
+async function children(primary: number, count: number): Promise<number[]> {
+  let found: number[] = [];
+  await until(() => {
+    try {
+      found = readFileSync(`/proc/${primary}/task/${primary}/children`, 'utf8').trim().split(' ').map(Number).filter(lives);
+    } catch {
+      // It has just ended.
+    }
+    return found.length === count;
+  }, 'the workers');
+  return found;
+}
+
+/** Whether a worker process of that number is there. */
+function lives(pid: number): boolean {
+  try {
+    return pid > 0 && readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0');
+  } catch {
+    return false;
+  }
+}
 
 const appliance = await startAppliance(t, { config: { workers: 2 } });
 
@@ -12,27 +35,11 @@ await t.test('a kill at any moment of their start leaves neither a process nor a
     const started = appliance.launch();
     await until(() => appliance.pid > 0, 'the primary');
     const primary = appliance.pid;
-    let workers: number[] = [];
-    // Its children, once they are there: from then on the moments differ.
-    await until(() => {
-      try {
-        workers = readFileSync(`/proc/${primary}/task/${primary}/children`, 'utf8').trim().split(' ').map(Number).filter((pid) => pid > 0 && readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0'));
-      } catch {
-        // It has just ended.
-      }
-      // Two that serve, and one that sequences.
-      return workers.length === 3;
-    }, 'the workers');
+    // Two that serve, and one that sequences. From then on the moments differ.
+    const workers = await children(primary, 3);
     await Promise.race([sleep(pausesMs), started]);
     process.kill(primary, 'SIGKILL');
     if ((await started) === null) await appliance.kill9();
-    const lives = (pid: number): boolean => {
-      try {
-        return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('\0worker\0');
-      } catch {
-        return false;
-      }
-    };
     await until(() => !workers.some(lives), 'the end of the workers');
   }
   // What Node itself says of a channel that is gone before any code of ours runs is not ours to prevent.
@@ -41,3 +48,27 @@ await t.test('a kill at any moment of their start leaves neither a process nor a
   await appliance.start();
   t.equal((await appliance.client('checkout').post('/v1/validate', { token: 'x' })).status, 200);
 });
+
+for (const workers of [1, 2]) {
+  await t.test(`SIGTERM ends a vault of ${workers} whose processes hang in their start`, { timeout: 120_000 }, async (t) => {
+    await appliance.stop();
+    appliance.configure({ workers });
+    const started = appliance.launch();
+    await until(() => appliance.pid > 0, 'the primary');
+    const primary = appliance.pid;
+    // One that serves from the first process has only the one that sequences.
+    const [hung] = await children(primary, workers === 1 ? 1 : 3);
+    process.kill(hung!, 'SIGSTOP');
+    t.teardown(() => {
+      if (lives(hung!)) process.kill(hung!, 'SIGKILL');
+    });
+    // The others have come to wait for it.
+    await sleep(3000);
+    const before = performance.now();
+    process.kill(primary, 'SIGTERM');
+    t.same(await started, { code: 0, signal: null });
+    t.ok(performance.now() - before < 20_000, 'in time');
+    t.notOk(lives(hung!));
+    await appliance.start();
+  });
+}

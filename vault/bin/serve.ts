@@ -41,6 +41,7 @@ export interface ServeOptions {
 export async function serve({ home, config, env, print }: ServeOptions): Promise<void> {
   const log = createLog(config.log.level);
   const stopSignal = untilSignal();
+  const orStopped: OrStopped = (work) => Promise.race([work, stopSignal.then((signal) => Promise.reject(new StoppedInStart(signal)))]);
   // By itself it would end the process, at any moment of the start, or where nothing is to be reloaded. Who has read something that it has read again listens as well.
   process.on('SIGHUP', () => undefined);
 
@@ -58,10 +59,17 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
     stack.defer(renewRevocationList(await prepareDevelopment(home, config), log));
   }
 
-  const access = await openDatabase(stack, home, config, env, log);
-  const serving = { home, config, access, log };
   const alone = config.workers === 1 || config.roles.every((role) => role === 'sequencer');
-  const ports = alone ? await serveHere(stack, serving) : await serveInWorkers(stack, serving);
+  let ports: Ports;
+  try {
+    const access = await openDatabase(stack, home, config, env, log, orStopped);
+    const serving = { home, config, access, log, orStopped };
+    ports = alone ? await serveHere(stack, serving) : await serveInWorkers(stack, serving);
+  } catch (error) {
+    if (!(error instanceof StoppedInStart)) throw error;
+    log.info('stopping', { kind: error.message });
+    return;
+  }
 
   if (config.profile === 'development') printFirstCall(print, home, ports);
   const port = ports.api ?? ports.admin;
@@ -72,14 +80,21 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   log.info('stopping', { kind: signal });
 }
 
+/** The start was told to end while it waited for another process or the database, which may never answer. The message is the signal's name. */
+class StoppedInStart extends Error {}
+
+/** Waits for `work` until a signal comes. @throws StoppedInStart then. */
+type OrStopped = <T>(work: Promise<T>) => Promise<T>;
+
 interface Serving {
   readonly home: string;
   readonly config: Config;
   readonly access: DatabaseAccess;
   readonly log: Log;
+  readonly orStopped: OrStopped;
 }
 
-async function openDatabase(stack: AsyncDisposableStack, home: string, config: Config, env: NodeJS.ProcessEnv, log: Log): Promise<DatabaseAccess> {
+async function openDatabase(stack: AsyncDisposableStack, home: string, config: Config, env: NodeJS.ProcessEnv, log: Log, orStopped: OrStopped): Promise<DatabaseAccess> {
   const roleFile = join(home, 'secrets/database-roles.json');
   let url = env['DATABASE_URL'] ?? '';
   if (url === '') {
@@ -89,7 +104,7 @@ async function openDatabase(stack: AsyncDisposableStack, home: string, config: C
     url = embedded.adminUrl;
   }
   if (!config.roles.includes('admin')) return givenDatabase(url, roleFile, config);
-  return await prepareDatabase(url, roleFile, lastBatchFiles(home), config);
+  return await orStopped(prepareDatabase(url, roleFile, lastBatchFiles(home), config));
 }
 
 /** Where the writers of this home, in all its processes, have noted their last batches. */
@@ -110,7 +125,10 @@ async function serveHere(stack: AsyncDisposableStack, serving: Serving): Promise
   const sequencing = superviseWorkers({ ...serving, serving: 0 });
   stack.defer(() => sequencing.stop());
   const here = { ...config, roles: config.roles.filter((role) => role !== 'sequencer') };
-  const worker = await startWorker(stack, { home: serving.home, config: here, access: serving.access, log, metrics, index: 0, tickets: null, sequenced: sequencing.sequenced });
+  const sequenced = serving.orStopped(sequencing.sequenced);
+  // Waited for after much else.
+  sequenced.catch(() => undefined);
+  const worker = await startWorker(stack, { home: serving.home, config: here, access: serving.access, log, metrics, index: 0, tickets: null, sequenced });
   const readiness = (): Readiness => {
     const parts = { ...worker.readiness() };
     addParts(parts, sequencing.readiness());
@@ -137,7 +155,7 @@ async function serveInWorkers(stack: AsyncDisposableStack, serving: Serving): Pr
   const reload = (): void => workers.signal('SIGHUP');
   process.on('SIGHUP', reload);
   stack.defer(() => void process.off('SIGHUP', reload));
-  return await workers.ready;
+  return await serving.orStopped(workers.ready);
 }
 
 async function openTelemetry(stack: AsyncDisposableStack, { listeners }: Config, metrics: () => Promise<string>, readiness: () => Readiness): Promise<void> {

@@ -186,13 +186,13 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
   };
   setInterval(rotateTickets, ticketRotationMs).unref();
 
-  const end = async ({ process, listens }: Seat): Promise<void> => {
+  const end = async ({ process, listens, ports }: Seat): Promise<void> => {
     if (process.isDead()) return;
     const exit = new Promise<void>((done) => process.once('exit', () => done()));
     if (listens) tellWorker(process, { kind: 'stop' });
     else process.process.kill('SIGTERM');
-    // A worker has its own deadlines for calls in flight, the writers' included; one that outlives them hangs.
-    const hung = setTimeout(() => process.process.kill('SIGKILL'), 4 * milliseconds(config.listeners.drain_timeout) + 10_000);
+    // A worker has its own deadlines for calls in flight, the writers' included; one that outlives them hangs. One that has not come to serve has none in flight.
+    const hung = setTimeout(() => process.process.kill('SIGKILL'), (ports === null ? 0 : 4 * milliseconds(config.listeners.drain_timeout)) + 10_000);
     await exit;
     clearTimeout(hung);
   };
