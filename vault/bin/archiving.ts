@@ -12,7 +12,7 @@ import { postgresRetentionStore } from '../../audit/retention-store.ts';
 import { describe } from '../../platform-adapters/telemetry/log.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
-import { connectionOf, endPool } from './database.ts';
+import { connectionOf, endInTime } from './database.ts';
 import type { WriterContext } from './writers.ts';
 
 export interface ArchivingOptions {
@@ -178,7 +178,7 @@ export function openArchiving(stack: AsyncDisposableStack, context: WriterContex
     clearTimeout(timer);
     // A database or an archive that has fallen silent is not waited for.
     await Promise.race([looking, sleep(2000, undefined, { ref: false })]);
-    await endPool(pool);
+    await endInTime(pool);
   });
 }
 

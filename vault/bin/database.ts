@@ -27,7 +27,9 @@ export interface DatabaseAccess {
  * @throws Error of one line.
  */
 export async function prepareDatabase(adminUrl: string, roleFile: string, lastBatchFiles: readonly string[], config: Config): Promise<DatabaseAccess> {
-  await asClient(adminConnection(adminUrl), 'DATABASE_URL', async (client) => {
+  // A migration may take long, so its answer is waited for.
+  const { query_timeout: _, ...owner } = { ...adminConnection(adminUrl), ...patience };
+  await asClient(owner, 'DATABASE_URL', async (client) => {
     await assertDurable(client);
     await ensureRoles(client, { database: databaseOf(adminUrl), file: roleFile });
     await migrate(client, { database: databaseOf(adminUrl) });
@@ -57,7 +59,7 @@ export function givenDatabase(url: string, roleFile: string, config: Config): Da
  * A database that has fallen silent (a pulled cable, a host that is gone) is given up on after these times. Without them a statement would wait as long as TCP repeats itself, a
  * quarter of an hour, although another server has long taken over: the lease of the next seals, or the key that a card is opened with.
  */
-const patience = { connectionTimeoutMillis: 5000, query_timeout: 15_000, keepAlive: true } satisfies ClientConfig;
+const patience = { connectionTimeoutMillis: 5000, query_timeout: 15_000, keepAlive: true, keepAliveInitialDelayMillis: 30_000 } satisfies ClientConfig;
 
 /** How a process connects as one of its roles, and how long it waits for answers. @throws Error of one line. */
 export function connectionOf(access: DatabaseAccess, role: ProcessRole): ClientConfig {
@@ -74,12 +76,12 @@ export async function tenantsInDatabase(connection: ClientConfig, config: Config
   });
 }
 
-/** How long a pool may take to close: a database that has fallen silent does not answer that either. */
-const endPoolMs = 2000;
+/** How long a connection may take to close: a database that has fallen silent does not answer that either. */
+const endMs = 2000;
 
-/** Closes a pool, and does not wait for a database that is silent. Never throws. */
-export async function endPool(pool: Pool): Promise<void> {
-  await Promise.race([pool.end().catch(() => undefined), sleep(endPoolMs, undefined, { ref: false })]);
+/** Closes a pool or a connection, and does not wait for a database that is silent. Never throws. */
+export async function endInTime(connected: Pool | Client): Promise<void> {
+  await Promise.race([connected.end().catch(() => undefined), sleep(endMs, undefined, { ref: false })]);
 }
 
 function tenantsOf(config: Config): { name: string; keyDomain: string }[] {
@@ -96,6 +98,6 @@ export async function asClient<T>(connection: ClientConfig, source: string, work
   try {
     return await work(client);
   } finally {
-    await client.end();
+    await endInTime(client);
   }
 }

@@ -8,7 +8,7 @@ import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { Guessing } from '../guessing.ts';
-import { endPool } from './database.ts';
+import { endInTime } from './database.ts';
 
 /** How long the last sharing may take. */
 const shareAtEndMs = 3000;
@@ -18,7 +18,7 @@ export async function openGuessing(stack: AsyncDisposableStack, options: { reado
   const { config, connection, log, metrics, now } = options;
   const pool = new Pool({ ...connection, max: 1, application_name: 'cofre guessing' });
   pool.on('error', () => undefined);
-  stack.defer(() => endPool(pool));
+  stack.defer(() => endInTime(pool));
   const guessing = new Guessing({
     distinctPerDay: config.guessing.distinct_per_day,
     mergeIntervalMs: milliseconds(config.guessing.merge_interval),

@@ -10,7 +10,7 @@ import type { TenantRow } from '../../platform-adapters/postgres/tenants.ts';
 import type { Log } from '../../platform-adapters/telemetry/log.ts';
 import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { milliseconds } from '../config.ts';
-import { connectionOf, endPool } from './database.ts';
+import { connectionOf, endInTime } from './database.ts';
 import { readPin } from './development.ts';
 import type { ProcessOptions } from './process.ts';
 
@@ -52,7 +52,7 @@ export class KeyEvents {
 export async function openKeys(stack: AsyncDisposableStack, { home, config, access, metrics }: ProcessOptions, role: ProcessRole, tenants: readonly TenantRow[], events: KeyEvents): Promise<Keyring> {
   const pool = new Pool({ ...connectionOf(access, role), max: 2, application_name: 'cofre keys' });
   pool.on('error', () => undefined);
-  stack.defer(() => endPool(pool));
+  stack.defer(() => endInTime(pool));
   const seals = config.roles.includes('tokenize');
   const opens = config.roles.includes('detokenize');
   const keyring = await openKeyring({

@@ -13,7 +13,7 @@ import type { GroupCommit } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { VaultError } from '../errors.ts';
-import { endPool } from './database.ts';
+import { endInTime } from './database.ts';
 
 export interface WatchedLog {
   /** What readiness says. */
@@ -81,7 +81,7 @@ export function watchLog(stack: AsyncDisposableStack, { config, connection, sign
     ended = true;
     clearTimeout(timer);
     await checking;
-    await endPool(pool);
+    await endInTime(pool);
   });
 
   metrics.gauge('cofre_log_awaited_seconds', 'How long the oldest batch of this process has been waiting for a signed checkpoint.', () => watch.lagMs() / 1000, 'max');

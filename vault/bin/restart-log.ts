@@ -14,7 +14,7 @@ import { superviseEmbedded } from '../../platform-adapters/postgres/supervisor.t
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
 import { assertLastBatch } from './continuity.ts';
-import { connectionOf, endPool, givenDatabase } from './database.ts';
+import { connectionOf, endInTime, givenDatabase } from './database.ts';
 import { prepareDevelopment, readPin } from './development.ts';
 
 /**
@@ -40,7 +40,7 @@ export async function restartLogOf(home: string, config: Config, env: NodeJS.Pro
   const connection = connectionOf(givenDatabase(url, roleFile, config), 'sequencer');
   const pool = new Pool({ ...connection, max: 2, application_name: 'cofre audit restart' });
   pool.on('error', () => undefined);
-  stack.defer(() => endPool(pool));
+  stack.defer(() => endInTime(pool));
   const keyring = await openKeyring({
     modulePath: config.hsm.module,
     tokenLabel: config.hsm.token_label,

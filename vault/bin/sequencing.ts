@@ -18,7 +18,7 @@ import { milliseconds } from '../config.ts';
 import { executeEntries } from '../transaction.ts';
 import type { EntryOperation, EntryOutcome } from '../transaction.ts';
 import { archiveOf, openArchiving } from './archiving.ts';
-import { connectionOf, endPool } from './database.ts';
+import { connectionOf, endInTime } from './database.ts';
 import { openWriter } from './writers.ts';
 import type { WriterContext } from './writers.ts';
 
@@ -64,7 +64,7 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
   const verify = (client: ClientBase, done: (error?: Error) => void): void => client.query("SET synchronous_commit = on; SET statement_timeout = '12s'; SET idle_in_transaction_session_timeout = '12s'", (error) => done(error ?? undefined));
   const pool = new Pool({ ...connection, max: 2, application_name: 'cofre sequencer', connectionTimeoutMillis: 5000, query_timeout: 15_000, keepAlive: true, verify });
   pool.on('error', () => undefined);
-  stack.defer(() => endPool(pool));
+  stack.defer(() => endInTime(pool));
 
   /** What is wrong with the log, for good; with sequencing it, and since when; with signing. */
   let fault: string | null = null;

@@ -9,13 +9,13 @@ import { parsePath, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { readCheckpoint, readHead, readTile } from '../../audit/tree-store.ts';
 import type { ServedLog } from '../audit-routes.ts';
 import { findPolicySet } from '../policy-store.ts';
-import { endPool } from './database.ts';
+import { endInTime } from './database.ts';
 
 /** `connection` is the administrating role's, which reads the log, and of cards only where their tokens' entries stand. */
 export function serveLog(stack: AsyncDisposableStack, connection: ClientConfig, key: Pick<NoteSigner, 'algorithm' | 'publicKeySpki'>): ServedLog {
   const pool = new Pool({ ...connection, max: 4, application_name: 'cofre log reader', statement_timeout: 30_000 });
   pool.on('error', () => undefined);
-  stack.defer(() => endPool(pool));
+  stack.defer(() => endInTime(pool));
   return {
     async checkpoint() {
       const head = await readHead(pool);
