@@ -23,16 +23,21 @@ export async function assertKeysOfCards(client: ClientBase): Promise<void> {
  * The last batch that this machine saw committed stands in the database as it was. Where it does not, the database was restored from
  * an older backup, was exchanged, or had its log's tail cut off.
  *
- * @throws Error of one line that names the batch and the file.
+ * @throws Error of one line that names the batch and the file; and what the database throws.
  */
 export async function assertLastBatch(client: ClientBase, last: LastBatch, file: string): Promise<void> {
+  if (await standsInLog(client, last)) return;
+  throw new Error(`the log in the database lacks batch ${last.number} of writer ${last.writer}, which this machine saw committed: the database is older than this vault, or was tampered with (if it was restored on purpose, move ${file} away)`);
+}
+
+/** Whether the database has, or had until it grew old, that very batch. @throws what the database throws: nothing is known then. */
+export async function standsInLog(client: ClientBase, last: LastBatch): Promise<boolean> {
   const number = BigInt(last.number);
   for await (const batch of readBatches(client, BigInt(`0x${last.writer}`), { after: number - 1n, pageSize: 1 })) {
-    if (batch.number === number && headerHash(batchHeader(batch)).toString('hex') === last.hash) return;
+    if (batch.number === number && headerHash(batchHeader(batch)).toString('hex') === last.hash) return true;
     break;
   }
-  if (await wasTakenOut(client, last)) return;
-  throw new Error(`the log in the database lacks batch ${last.number} of writer ${last.writer}, which this machine saw committed: the database is older than this vault, or was tampered with (if it was restored on purpose, move ${file} away)`);
+  return await wasTakenOut(client, last);
 }
 
 /**

@@ -1,7 +1,8 @@
 /** `cofre audit restart`: the vault is stopped, and its database was restored on purpose. */
 import { existsSync, readdirSync, renameSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { Client, Pool } from 'pg';
+import { Pool } from 'pg';
+import type { ClientConfig } from 'pg';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { restartLog } from '../../audit/restart.ts';
 import type { RestartedLog } from '../../audit/restart.ts';
@@ -13,8 +14,8 @@ import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts'
 import { superviseEmbedded } from '../../platform-adapters/postgres/supervisor.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
-import { assertLastBatch } from './continuity.ts';
-import { connectionOf, endInTime, givenDatabase } from './database.ts';
+import { standsInLog } from './continuity.ts';
+import { asClient, connectionOf, endInTime, givenDatabase } from './database.ts';
 import { prepareDevelopment, readPin } from './development.ts';
 
 /**
@@ -60,25 +61,23 @@ export async function restartLogOf(home: string, config: Config, env: NodeJS.Pro
   return { ...restarted, movedAside };
 }
 
-/** Notes of last batches that the database lacks: the new log's charter tells of the restore, so they have done their work. */
-async function moveNotesAside(home: string, connection: ConstructorParameters<typeof Client>[0] & object, origin: string): Promise<string[]> {
-  const client = new Client(connection);
-  await client.connect();
-  const moved: string[] = [];
-  try {
+/**
+ * Notes of last batches that the database lacks: the new log's charter tells of the restore, so they have done their work. Exported for its test.
+ *
+ * @throws what the database throws, or Error of one line; a note of which nothing is known stays.
+ */
+export async function moveNotesAside(home: string, connection: ClientConfig, origin: string): Promise<string[]> {
+  return await asClient(connection, 'DATABASE_URL', async (client) => {
+    const moved: string[] = [];
     const folder = join(home, 'writers');
     for (const name of readdirSync(folder).filter((entry) => entry.endsWith('.json'))) {
       const path = join(folder, name);
       const last = await new LastBatchFile(path).read();
-      if (last === null) continue;
-      const stands = await assertLastBatch(client, last, path).then(() => true, () => false);
-      if (stands) continue;
+      if (last === null || (await standsInLog(client, last))) continue;
       const aside = `${path}.before-${origin.replaceAll(/[^a-z0-9]/giu, '-')}`;
       renameSync(path, aside);
       moved.push(aside);
     }
-  } finally {
-    await client.end();
-  }
-  return moved;
+    return moved;
+  });
 }
