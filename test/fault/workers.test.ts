@@ -73,3 +73,28 @@ for (const workers of [1, 2]) {
     await appliance.start();
   });
 }
+
+await t.test('one that hangs while it serves is killed and another serves in its place; a primary that stood still kills nobody', { timeout: 300_000 }, async (t) => {
+  await appliance.stop();
+  appliance.configure({ workers: 2 });
+  await appliance.start();
+  const before = await children(appliance.pid, 3);
+  t.teardown(() => before.filter(lives).forEach((pid) => process.kill(pid, 'SIGCONT')));
+  const killed = (): unknown[] => appliance.messages().filter((message) => message['msg'] === 'a worker process says nothing and is killed').map((message) => message['pid']);
+
+  appliance.signal('SIGSTOP');
+  await sleep(65_000);
+  appliance.signal('SIGCONT');
+  await sleep(5000);
+  t.same(killed(), []);
+  t.same(await children(appliance.pid, 3), before);
+
+  const [hung] = before;
+  process.kill(hung!, 'SIGSTOP');
+  await sleep(40_000);
+  await until(() => !lives(hung!), 'its end');
+  t.same(killed(), [hung]);
+  await until(async () => ((await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as { ok?: boolean }).ok === true, 'readiness');
+  t.equal((await children(appliance.pid, 3)).filter((pid) => before.includes(pid)).length, 2);
+  t.equal((await appliance.client('checkout').post('/v1/validate', { token: 'x' })).status, 200);
+});

@@ -50,6 +50,10 @@ const maxRestartPauseMs = 8000;
 const readinessMs = 500;
 /** How long a process may say nothing before it no longer counts as one that serves: it hangs. And how long the sequencer's may be away before readiness says so: calls go on meanwhile, up to `log.max_unsigned`. */
 const patienceMs = 10_000;
+/** How long one that served may say nothing before it is killed, and another started in its place: its event loop stands still, and nobody else ends it. */
+const hungMs = 60_000;
+/** How often that is looked at. */
+const watchMs = 2000;
 /** For the metrics of a process. */
 const metricsMs = 4000;
 
@@ -186,6 +190,21 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
   };
   setInterval(rotateTickets, ticketRotationMs).unref();
 
+  const silentMs = ({ heardMs }: Seat): number => performance.now() - heardMs;
+  // A primary that stood still itself has heard nobody meanwhile: what they said waits to be read.
+  let watchedAt = performance.now();
+  setInterval(() => {
+    const stoodStill = performance.now() - watchedAt > 2 * watchMs;
+    watchedAt = performance.now();
+    for (const seat of seats) {
+      if (stoodStill) seat.heardMs = watchedAt;
+      if (stopping || seat.ports === null || silentMs(seat) < hungMs) continue;
+      log.error('a worker process says nothing and is killed', { pid: seat.process.process.pid ?? 0, ms: Math.round(silentMs(seat)) });
+      // What it had acknowledged is durable. Its successor is started when it has ended.
+      seat.process.process.kill('SIGKILL');
+    }
+  }, watchMs).unref();
+
   const end = async ({ process, listens, ports }: Seat): Promise<void> => {
     if (process.isDead()) return;
     const exit = new Promise<void>((done) => process.once('exit', () => done()));
@@ -197,7 +216,6 @@ export function superviseWorkers(options: { readonly home: string; readonly conf
     clearTimeout(hung);
   };
   const others = (): Seat[] => seats.filter((seat) => seat !== sequencer);
-  const silentMs = ({ heardMs }: Seat): number => performance.now() - heardMs;
   const serves = (seat: Seat): boolean => seat.ports !== null && silentMs(seat) < patienceMs;
   const metricsOf = async (seat: Seat): Promise<MetricValues | null> => {
     // Of one that is known to hang nothing is waited for, at every scrape anew.
