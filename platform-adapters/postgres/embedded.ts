@@ -41,6 +41,8 @@ export interface EmbeddedOptions {
   readonly patienceMs?: number;
   /** Server settings beside or instead of {@link SETTINGS}. */
   readonly settings?: Readonly<Record<string, string>>;
+  /** Aborted, it ends a server that is not ready yet, which may take long to recover from a crash: the start then fails. */
+  readonly unwanted?: AbortSignal;
 }
 
 /**
@@ -138,7 +140,7 @@ async function start(folder: string, binaries: string, unlock: () => void, optio
   const gone = (): boolean => startTime === null || startTimeOf(pid) !== startTime;
 
   const exited = child === null ? untilGone(gone) : new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  if (child !== null) await untilReady(dataFolder, pid, () => child.exitCode !== null || child.signalCode !== null, logFile);
+  if (child !== null) await untilReady(dataFolder, pid, () => child.exitCode !== null || child.signalCode !== null, logFile, options.unwanted);
   void exited.then(unlock);
 
   const stop = async (): Promise<void> => {

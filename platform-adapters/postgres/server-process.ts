@@ -3,7 +3,8 @@ import { closeSync, existsSync, openSync, readFileSync, readSync, readdirSync, r
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const READY_TIMEOUT_MS = 60_000;
+/** Recovery from a crash replays as much as 4 GB (max_wal_size), and begins anew where it is broken off: a server that is only slow must be let. */
+const READY_TIMEOUT_MS = 15 * 60_000;
 const FAST_SHUTDOWN_MS = 10_000;
 const IMMEDIATE_SHUTDOWN_MS = 5_000;
 
@@ -90,8 +91,8 @@ export function startTimeOf(pid: number): string | null {
   return fields[0] === 'Z' ? null : (fields[19] ?? null);
 }
 
-/** Resolves once the server accepts connections. @throws Error with its own reason where it ends before, or with none after a minute. */
-export async function untilReady(dataFolder: string, pid: number, gone: () => boolean, logFile: string): Promise<void> {
+/** Resolves once the server accepts connections. @throws Error with its own reason where it ends before, or with none after a quarter of an hour; where it is not wanted any more, after it was ended. */
+export async function untilReady(dataFolder: string, pid: number, gone: () => boolean, logFile: string, unwanted?: AbortSignal): Promise<void> {
   const deadline = Date.now() + READY_TIMEOUT_MS;
   for (;;) {
     const file = readPidFile(dataFolder);
@@ -100,6 +101,10 @@ export async function untilReady(dataFolder: string, pid: number, gone: () => bo
     if (Date.now() > deadline) {
       signal(pid, 'SIGQUIT');
       throw new Error(`PostgreSQL was not ready after ${READY_TIMEOUT_MS / 1000} s: see ${logFile}`);
+    }
+    if (unwanted?.aborted === true) {
+      await end(pid, gone);
+      throw new Error('PostgreSQL was told to end while it started');
     }
     await sleep(10);
   }

@@ -19,7 +19,9 @@ const RESTART_PAUSE_MS = 500;
  *
  * @throws what startEmbedded throws, at the first start only.
  */
-export async function superviseEmbedded(options: EmbeddedOptions, report: (event: 'postgres_ended' | 'postgres_restarted' | 'postgres_not_restarted', reason?: string) => void): Promise<SupervisedPostgres> {
+export async function superviseEmbedded(given: EmbeddedOptions, report: (event: 'postgres_ended' | 'postgres_restarted' | 'postgres_not_restarted', reason?: string) => void): Promise<SupervisedPostgres> {
+  const stop = new AbortController();
+  const options: EmbeddedOptions = { ...given, unwanted: given.unwanted === undefined ? stop.signal : AbortSignal.any([given.unwanted, stop.signal]) };
   let current: EmbeddedPostgres = await startEmbedded(options);
   let stopping = false;
   const { adminUrl } = current;
@@ -34,6 +36,7 @@ export async function superviseEmbedded(options: EmbeddedOptions, report: (event
           current = await startEmbedded(options);
           break;
         } catch (error) {
+          if (stopping) return;
           report('postgres_not_restarted', error instanceof Error ? error.message : 'unknown');
           await sleep(RESTART_PAUSE_MS);
           if (stopping) return;
@@ -48,6 +51,7 @@ export async function superviseEmbedded(options: EmbeddedOptions, report: (event
     adminUrl,
     async stop() {
       stopping = true;
+      stop.abort();
       await current.stop();
       await watched;
     },

@@ -41,6 +41,8 @@ export interface ServeOptions {
 export async function serve({ home, config, env, print }: ServeOptions): Promise<void> {
   const log = createLog(config.log.level);
   const stopSignal = untilSignal();
+  const unwanted = new AbortController();
+  void stopSignal.then(() => unwanted.abort());
   const orStopped: OrStopped = (work) => Promise.race([work, stopSignal.then((signal) => Promise.reject(new StoppedInStart(signal)))]);
   // By itself it would end the process, at any moment of the start, or where nothing is to be reloaded. Who has read something that it has read again listens as well.
   process.on('SIGHUP', () => undefined);
@@ -62,7 +64,7 @@ export async function serve({ home, config, env, print }: ServeOptions): Promise
   const alone = config.workers === 1 || config.roles.every((role) => role === 'sequencer');
   let ports: Ports;
   try {
-    const access = await openDatabase(stack, home, config, env, log, orStopped);
+    const access = await openDatabase(stack, home, config, env, log, orStopped, unwanted.signal);
     const serving = { home, config, access, log, orStopped };
     ports = alone ? await serveHere(stack, serving) : await serveInWorkers(stack, serving);
   } catch (error) {
@@ -94,12 +96,14 @@ interface Serving {
   readonly orStopped: OrStopped;
 }
 
-async function openDatabase(stack: AsyncDisposableStack, home: string, config: Config, env: NodeJS.ProcessEnv, log: Log, orStopped: OrStopped): Promise<DatabaseAccess> {
+async function openDatabase(stack: AsyncDisposableStack, home: string, config: Config, env: NodeJS.ProcessEnv, log: Log, orStopped: OrStopped, unwanted: AbortSignal): Promise<DatabaseAccess> {
   const roleFile = join(home, 'secrets/database-roles.json');
   let url = env['DATABASE_URL'] ?? '';
   if (url === '') {
     if (!config.roles.includes('admin')) throw new Error('a process without the admin role needs DATABASE_URL: it may not make a database');
-    const embedded = await superviseEmbedded({ folder: join(home, 'postgres'), database: 'cofre' }, (event, reason) => log.warn(event, reason === undefined ? {} : { reason }));
+    const starting = superviseEmbedded({ folder: join(home, 'postgres'), database: 'cofre', unwanted }, (event, reason) => log.warn(event, reason === undefined ? {} : { reason }));
+    // It ends by itself, and is waited for.
+    const embedded = await starting.catch((error: unknown) => (unwanted.aborted ? orStopped(starting) : Promise.reject(error as Error)));
     stack.defer(() => embedded.stop());
     url = embedded.adminUrl;
   }

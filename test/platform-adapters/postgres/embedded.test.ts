@@ -148,6 +148,35 @@ t.test('a server killed outright recovers what was committed', async (t) => {
   t.same(await write(second, 'SELECT n FROM kept'), [{ n: 7 }]);
 });
 
+t.test('a server that is not ready yet is ended where it is not wanted any more', { timeout: 120_000 }, async (t) => {
+  const folder = stateFolder(t);
+  const first = await started(t, folder);
+  await first.stop();
+  // It recovers without end: it waits for somebody else's WAL, and lets nobody in meanwhile.
+  const signal = join(first.dataFolder, 'standby.signal');
+  writeFileSync(signal, '');
+  const unwanted = new AbortController();
+  const settings = { hot_standby: 'off' };
+  const before = performance.now();
+  setTimeout(() => unwanted.abort(), 1500);
+  await t.rejects(startEmbedded({ folder, diesWithParent: true, settings, unwanted: unwanted.signal }), { message: 'PostgreSQL was told to end while it started' });
+  t.ok(performance.now() - before < 30_000);
+  rmSync(signal);
+
+  // The supervision as well ends what it has just started again.
+  const events: string[] = [];
+  const supervised = await superviseEmbedded({ folder, diesWithParent: true, settings }, (event) => events.push(event));
+  writeFileSync(signal, '');
+  process.kill(Number.parseInt(readFileSync(join(first.dataFolder, 'postmaster.pid'), 'utf8'), 10), 'SIGKILL');
+  while (!events.includes('postgres_ended')) await new Promise((resolve) => setTimeout(resolve, 20));
+  await new Promise((resolve) => setTimeout(resolve, 3000));
+  const stopping = performance.now();
+  await supervised.stop();
+  t.ok(performance.now() - stopping < 30_000);
+  t.same(events, ['postgres_ended']);
+  rmSync(signal);
+});
+
 t.test('lock files that name an unrelated living process do not stop a start, and the process is left alone', async (t) => {
   const folder = stateFolder(t);
   const first = await started(t, folder);
