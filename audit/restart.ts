@@ -64,15 +64,17 @@ export async function restartLog(options: { readonly store: RestartStore; readon
       throw error;
     }
   };
-  // What stands in its tree and is not signed yet would be in no log: a sequencer that starts over it signs it.
-  if (head !== null && head.size > 1 && (await faultOf(witnesses)) === null) {
-    throw new Error('the log in the database goes on from what was witnessed: start the vault, there is no reason to begin another');
-  }
-
-  // What was committed and is in no tree that the database has: it goes on in the new log. All others have ended. By the tree, which must be whole for
-  // that, though it is an older one: what the database says beside it would be signed in the charter, and nobody could tell later.
+  // By the tree, which must be whole for that, though it is an older one: what the database says beside it would be signed in the charter, and nobody could tell later.
   const damaged = head === null ? null : await faultOf([]);
   if (damaged !== null) throw new Error(`${damaged.message}. So nobody can tell which batches that log holds, and which a new one must: restore another backup`);
+  // What stands in its tree and is not signed yet would be in no log: a sequencer that starts over it signs it.
+  if (head !== null && head.size > 1) {
+    const fault = await faultOf(witnesses);
+    if (fault === null) throw new Error('the log in the database goes on from what was witnessed: start the vault, there is no reason to begin another');
+    if (fault.kind === 'corrupt') throw new Error(`${fault.message}. So nobody can tell whether the log in the database goes on from what was witnessed: have its archive at hand, as log.archive names it`);
+  }
+
+  // What was committed and is in no tree that the database has: it goes on in the new log. All others have ended.
   const charter = head === null ? null : readCharter(await store.firstLeaf(head.logId), [certifier]);
   const { carried, ended } = await provenStanding(store, await store.written(), head, charter, certifier, now);
   if (carried.length > maxCarried) throw new Error(`the batches of ${carried.length} writers are in no log: start the vault on its restored log first, or ask for help`);

@@ -4,16 +4,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Pool } from 'pg';
 import t, { type Test } from 'tap';
+import { withArchivedTiles } from '../../audit/archived-tiles.ts';
 import { encodeBatchLeaf } from '../../audit/batch-leaf.ts';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { directoryFiles } from '../../audit/directory-log.ts';
 import { decodeBundle } from '../../audit/entry.ts';
 import type { Entry } from '../../audit/entry.ts';
-import { logTarget, readTile } from '../../audit/log-source.ts';
+import { logTarget } from '../../audit/log-source.ts';
 import type { LogTarget } from '../../audit/log-source.ts';
 import { LogWatch } from '../../audit/log-watch.ts';
 import { consistencyProof, frontierOf, inclusionProof, leafHash, verifyConsistency, verifyInclusion } from '../../audit/merkle.ts';
+import { restartLog } from '../../audit/restart.ts';
 import { ArchiveFault, archiveLogs, pruneLogs, sampleArchive } from '../../audit/retention.ts';
+import type { RestartStore } from '../../audit/restart.ts';
 import type { Archive, PruneOptions, RetentionStore } from '../../audit/retention.ts';
 import { postgresRetentionStore } from '../../audit/retention-store.ts';
 import type { LogsAnswer, LogsQuery } from '../../audit/search-logs.ts';
@@ -24,7 +27,7 @@ import { adminConnection } from '../../platform-adapters/postgres/connect.ts';
 import { assertLastBatch } from '../../vault/bin/continuity.ts';
 import { serveLog } from '../../vault/bin/serving-log.ts';
 import { withClient } from '../support/database.ts';
-import { testSigner } from '../support/group-commit.ts';
+import { origin, testSigner } from '../support/group-commit.ts';
 import { KeptLog, keptVerifier, MemoryWitness, monthsAgo, recompute } from '../support/kept-log.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'cofre-archive-'));
@@ -358,8 +361,15 @@ await t.test('an instance whose witness is months old reads what is gone from th
   t.ok(openCheckpoint(old, [keptVerifier])!.size < expected[1] && openCheckpoint(old, [keptVerifier])!.size % 256 !== 0);
   stale.notes.push(old);
   await t.rejects(kept.newSequencer({ witness: stale }).open(), { message: /tile 0\/\d+ of the log is missing/u });
-  const withArchive = { ...kept.store, tile: async (logId: number, level: number, index: number) => (await kept.store.tile(logId, level, index)) ?? (await readTile(archive.of(logId), { level, index, width: 256 })) };
-  await t.resolves(kept.newSequencer({ witness: stale, store: withArchive }).open());
+  const whole = withArchivedTiles(kept.store, archive);
+  await t.resolves(kept.newSequencer({ witness: stale, store: whole }).open());
+  // Nor is a log begun in the place of one that goes on: its last entries would be in none.
+  await kept.commit(3);
+  await kept.sequence(false);
+  const restart = async (store: RestartStore): Promise<unknown> => await restartLog({ store, witnesses: [stale], signer: testSigner, name: origin, now: kept.time });
+  await t.rejects(restart(whole), { message: /goes on from what was witnessed: start the vault/u });
+  await t.rejects(restart(kept.store), { message: /^tile 0\/\d+ of the log is missing or cut short\. So nobody can tell whether the log in the database goes on from what was witnessed: have its archive at hand, as log\.archive names it$/u });
+  await kept.sequence();
 });
 
 await t.test('a note of a last batch that has gone with the old ones is no sign of a log that was cut off', async (t) => {

@@ -14,6 +14,7 @@ import { Sequencer } from '../../audit/sequencer.ts';
 import type { TreeStore, Witness } from '../../audit/sequenced-log.ts';
 import { changedTiles, TileBuilder, tilePath, tileWidth, tileWidthAt } from '../../audit/tiles.ts';
 import { postgresTreeStore } from '../../audit/tree-store.ts';
+import type { RestartStore } from '../../audit/restart.ts';
 import { createWriterConnector } from '../../platform-adapters/postgres/writer-connector.ts';
 import { GroupCommit } from '../../vault/commit.ts';
 import { executeEntries } from '../../vault/transaction.ts';
@@ -42,7 +43,7 @@ export class KeptLog {
   readonly database: FreshDatabase;
   readonly pool: Pool;
   readonly witness = new MemoryWitness();
-  readonly store: TreeStore;
+  readonly store: RestartStore;
   sequencer: Sequencer;
   time: Date;
   /** A writer that only started, in the first month. */

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, renameSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Pool } from 'pg';
 import type { ClientConfig } from 'pg';
+import { withArchivedTiles } from '../../audit/archived-tiles.ts';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
 import { restartLog } from '../../audit/restart.ts';
 import type { RestartedLog } from '../../audit/restart.ts';
@@ -14,6 +15,7 @@ import { postgresKeyStore } from '../../platform-adapters/postgres/key-store.ts'
 import { superviseEmbedded } from '../../platform-adapters/postgres/supervisor.ts';
 import { milliseconds } from '../config.ts';
 import type { Config } from '../config.ts';
+import { archiveOf } from './archiving.ts';
 import { standsInLog } from './continuity.ts';
 import { asClient, connectionOf, endInTime, givenDatabase } from './database.ts';
 import { prepareDevelopment, readPin } from './development.ts';
@@ -56,7 +58,8 @@ export async function restartLogOf(home: string, config: Config, env: NodeJS.Pro
   });
   stack.defer(() => keyring.close());
 
-  const restarted = await restartLog({ store: postgresTreeStore(pool), witnesses: [new WitnessFile(join(home, 'witness'))], signer: keyring.logSigner, name: config.log.origin, now: new Date() });
+  const store = withArchivedTiles(postgresTreeStore(pool), await archiveOf(stack, home, config, env));
+  const restarted = await restartLog({ store, witnesses: [new WitnessFile(join(home, 'witness'))], signer: keyring.logSigner, name: config.log.origin, now: new Date() });
   const movedAside = await moveNotesAside(home, connection, restarted.origin);
   return { ...restarted, movedAside };
 }

@@ -3,13 +3,11 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client, Pool } from 'pg';
 import type { ClientBase, ClientConfig } from 'pg';
+import { withArchivedTiles } from '../../audit/archived-tiles.ts';
 import { LastBatchFile } from '../../audit/last-batch-file.ts';
-import { readTile } from '../../audit/log-source.ts';
 import { writerName } from '../../audit/chain.ts';
 import { LogFault } from '../../audit/sequenced-log.ts';
 import { Sequencer } from '../../audit/sequencer.ts';
-import type { TreeStore } from '../../audit/sequenced-log.ts';
-import { tileWidth } from '../../audit/tiles.ts';
 import { postgresTreeStore, readDistrusted } from '../../audit/tree-store.ts';
 import { WitnessFile } from '../../audit/witness-file.ts';
 import { describe } from '../../platform-adapters/telemetry/log.ts';
@@ -93,12 +91,7 @@ export async function openSequencing(stack: AsyncDisposableStack, context: Write
     told.add(id);
   };
   const archive = await archiveOf(stack, home, config);
-  const inDatabase = postgresTreeStore(pool);
-  const store: TreeStore = {
-    ...inDatabase,
-    // What was witnessed here last may be older than what is left: an instance that has not led for months. What a tile proves, no one has to be believed for.
-    tile: async (logId, level, index) => (await inDatabase.tile(logId, level, index)) ?? (archive === null ? null : await readTile(archive.of(logId), { level, index, width: tileWidth })),
-  };
+  const store = withArchivedTiles(postgresTreeStore(pool), archive);
   const sequencer = new Sequencer({ store, signer, name: config.log.origin, witnesses: [new WitnessFile(join(home, 'witness'))], alert, now });
   const intervalMs = milliseconds(config.log.checkpoint_interval);
 
