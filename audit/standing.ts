@@ -7,11 +7,14 @@
  */
 import { followChain, noPredecessor, writerName } from './chain.ts';
 import type { Batch } from './chain.ts';
+import { originOf } from './charter.ts';
 import type { CarriedWriter, Charter } from './charter.ts';
+import { openCheckpoint } from './checkpoint.ts';
 import { headerHashOf, leafHashOf, provenPlace, treeReader, wholeTile } from './committed-tree.ts';
 import type { Tree } from './committed-tree.ts';
 import { decodeBundle } from './entry.ts';
 import { certifiedKey, closes, follow } from './live-chain.ts';
+import { renamed } from './log-keys.ts';
 import { consistencyProof, frontierOf, verifyConsistency } from './merkle.ts';
 import type { Frontier, HashReader } from './merkle.ts';
 import type { NoteVerifier } from './note.ts';
@@ -64,9 +67,9 @@ export async function provenStanding(store: TreeStore, written: readonly Written
     const position = chain?.position ?? { next: 0n, previous: noPredecessor, formedAt: null };
     const begins = charter?.carried.find((each) => each.writer === writer);
     const lastBatch = last === null ? null : await store.batch(writer, last);
-    // Settled when this log was begun.
-    const isEarlier = charter !== null && charter.predecessor !== null && begins === undefined && lastBatch !== null && lastBatch.formedAt.getTime() <= charter.startedAt.getTime() + clocksDifferMs;
-    if (isEarlier && chain !== null && chain.state !== 'open' && (chain.state === 'distrusted' || position.next > last!)) continue;
+    // Settled when this log was begun, as what is older than that must be.
+    const canBeEarlier = charter !== null && charter.predecessor !== null && begins === undefined && lastBatch !== null && (chain?.state === 'distrusted' || (chain?.state === 'closed' && position.next > last!));
+    if (canBeEarlier && lastBatch.formedAt.getTime() <= charter.startedAt.getTime() + clocksDifferMs) continue;
     // All that it ever wrote is gone: of a chain that has ended, after months; of another, the tree tells.
     if (last === null || lastBatch === null) {
       if (chain?.state === 'open') ended.push(writer);
@@ -81,6 +84,8 @@ export async function provenStanding(store: TreeStore, written: readonly Written
     const before = position.next === 0n ? null : await store.batch(writer, position.next - 1n);
     if (chain?.state === 'distrusted' && position.next > 0n && before === null && (lastBatch.formedAt.getTime() < now.getTime() - prunableMs || !isSigned(lastBatch))) continue;
     const place = await placeBefore(store, position, before, begins, tree, reader);
+    // Earlier all the same, by a clock that was ahead of the one by which this log was begun.
+    if (place === null && canBeEarlier && (await stoodEarlier(store, position, before, tree, certifier))) continue;
     if (place === null) throw tampered(writer, `that the log holds its batches up to ${position.next - 1n}, and it does not`);
     if (place > 0 && before !== null && before.formedAt.getTime() > now.getTime() - prunableMs) wholeFrom = Math.min(wholeFrom, place);
     if (last < position.next) {
@@ -119,6 +124,23 @@ async function placeBefore(store: TreeStore, { next, previous, formedAt }: Store
   if (before === null || headerHashOf(before)?.equals(previous) !== true || before.formedAt.getTime() !== formedAt?.getTime()) return null;
   if (begins?.next === next) return begins.previous.equals(previous) ? 0 : null;
   return tree === null || reader === null ? null : await provenPlace(store, before, tree, reader);
+}
+
+/** Whether an earlier log holds a chain as far as the database says, under a checkpoint of it that the HSM signed. */
+async function stoodEarlier(store: TreeStore, { next, previous, formedAt }: StoredChain['position'], before: Batch | null, tree: Tree | null, certifier: NoteVerifier): Promise<boolean> {
+  if (tree === null || before === null || next === 0n || headerHashOf(before)?.equals(previous) !== true || before.formedAt.getTime() !== formedAt?.getTime()) return false;
+  for (let logId = tree.logId - 1; logId > 0; logId -= 1) {
+    const note = await store.checkpoint(logId);
+    const signed = note === null ? null : openCheckpoint(note, [renamed(certifier, originOf(certifier.name, logId))]);
+    if (signed === null) continue;
+    const place = await provenPlace(store, before, { logId, size: signed.size, root: signed.root }).catch((error: unknown) => {
+      // Its tiles are damaged: it proves nothing.
+      if (error instanceof LogFault) return null;
+      throw error;
+    });
+    if (place !== null) return true;
+  }
+  return false;
 }
 
 /**

@@ -1,12 +1,16 @@
 /** When a new log may be begun in the place of the one that the database has, and when that would only lose entries. */
+import { Pool } from 'pg';
 import t from 'tap';
 import { batchHeader, chainStart, headerHash, type ChainPosition } from '../../audit/chain.ts';
 import { readCharter } from '../../audit/charter.ts';
+import { signCheckpoint } from '../../audit/checkpoint.ts';
 import { encodeVkey, parseVkey } from '../../audit/note.ts';
 import { restartLog, type RestartedLog, type RestartStore } from '../../audit/restart.ts';
 import type { StoredChain, Witness } from '../../audit/sequenced-log.ts';
+import { adminConnection } from '../../platform-adapters/postgres/connect.ts';
+import { testSigner } from '../support/group-commit.ts';
 import { origin, RawWriter, signer, TestWriter, type LogTables, type Sink } from '../support/log-tables.ts';
-import { MemoryWitness, monthsAgo } from '../support/kept-log.ts';
+import { KeptLog, MemoryWitness, monthsAgo } from '../support/kept-log.ts';
 import { MemoryVault, settle } from '../support/memory-tree-store.ts';
 
 function restart(vault: MemoryVault, witness: Witness = vault.witness()): Promise<RestartedLog> {
@@ -307,4 +311,28 @@ t.test('a chain that was silent for months goes on behind tiles that were taken 
   };
   t.match(await without(0, 2), { origin: `${origin}/2`, carried: 1 }, 'the tile of its last batch is there');
   await t.rejects(without(0, 2, 4), { message: /^tile 0\/4 of the log is missing/u }, 'what is younger than three months is never taken out');
+});
+
+t.test('a log may be begun once more after one in which a writer\'s clock was ahead', async (t) => {
+  const now = new Date();
+  const kept = await KeptLog.open(t, new Date(now.getTime() + 600_000));
+  await kept.commit(300);
+  await kept.sequence();
+  /** As if the log had gone on, and its end were lost. */
+  const again = async (): Promise<RestartedLog> => {
+    const { origin: log, size } = (await kept.store.head())!;
+    const note = await signCheckpoint({ origin: log, size: size + 5, root: Buffer.alloc(32, 7) }, testSigner);
+    return await restartLog({ store: kept.store, witnesses: [{ publish: async () => undefined, last: async () => note }], signer: testSigner, name: origin, now });
+  };
+  t.match(await again(), { origin: `${origin}/2`, carried: 0 });
+  t.match(await again(), { origin: `${origin}/3`, carried: 0 });
+
+  // What no earlier log holds either is not taken for a chain of it.
+  await kept.commit(10);
+  const owner = new Pool(adminConnection(kept.database.adminUrl));
+  t.teardown(() => owner.end());
+  const { rows } = await owner.query<{ writer: string; number: string }>('SELECT writer, number FROM batches b WHERE number >= (SELECT next FROM log_chains c WHERE c.writer = b.writer) ORDER BY number DESC LIMIT 1');
+  const batch = (await kept.store.batch(BigInt(rows[0]!.writer), BigInt(rows[0]!.number)))!;
+  await owner.query('UPDATE log_chains SET next = $2, previous = $3, formed_at = $4 WHERE writer = $1', [batch.writer, batch.number + 1n, headerHash(batchHeader(batch)), batch.formedAt]);
+  await t.rejects(again(), { message: /the database says that the log holds its batches up to \d+, and it does not: it was tampered with/u });
 });
