@@ -5,7 +5,7 @@
  * of the dead writer's chain is then caught by the successor's signed word. The file is written at most once per `intervalMs`, so
  * it may lag behind by that much; it never runs ahead, because it is told of committed batches only.
  */
-import { open, readFile, rename } from 'node:fs/promises';
+import { open, readFile, rename, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { writerName } from './chain.ts';
 import type { ChainHead } from './append.ts';
@@ -19,6 +19,9 @@ export interface LastBatch {
   /** Whether the writer closed its chain. */
   readonly closed: boolean;
 }
+
+/** What a file holds, and when it was written, by this machine's clock. */
+export type NotedBatch = LastBatch & { readonly notedAt: Date };
 
 export class LastBatchFile {
   readonly #path: string;
@@ -34,17 +37,19 @@ export class LastBatchFile {
   }
 
   /** What the predecessor left; null if there was none. @throws Error if the file is there but cannot be read as one. */
-  async read(): Promise<LastBatch | null> {
+  async read(): Promise<NotedBatch | null> {
     let text: string;
+    let notedAt: Date;
     try {
       text = await readFile(this.#path, 'utf8');
+      notedAt = (await stat(this.#path)).mtime;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
       throw new Error(`${this.#path}: the last batch cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`, { cause: error });
     }
     const match = /^\{"writer":"([0-9a-f]{16})","number":"([0-9]{1,19})","hash":"([0-9a-f]{64})","closed":(true|false)\}\n$/u.exec(text);
     if (match === null) throw new Error(`${this.#path}: does not hold the last batch, from which a cut-off log is seen: restore it`);
-    return { writer: match[1]!, number: match[2]!, hash: match[3]!, closed: match[4] === 'true' };
+    return { writer: match[1]!, number: match[2]!, hash: match[3]!, closed: match[4] === 'true', notedAt };
   }
 
   /** Notes a committed batch; returns at once. */

@@ -4,6 +4,9 @@
  */
 import type { Batch, ChainPosition } from './chain.ts';
 
+/** What is older than this may have been taken out of the database (`retention.ts`), in ms: three months of the calendar have 89 days at least. */
+export const prunableMs = 89 * 86_400_000;
+
 /** The tree as it is committed. */
 export interface LogHead {
   readonly logId: number;

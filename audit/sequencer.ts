@@ -265,7 +265,7 @@ export class Sequencer {
       }
       const { entries, parsed, position } = followed;
       const claim = batch.number === 0n ? readPredecessor(parsed[0]) : null;
-      const borneOut = claim === null || (await bearsOut(store, claim, chain, state));
+      const borneOut = claim === null || (await bearsOut(store, claim, chain, state, this.#options.now()));
       if (borneOut === 'not yet') {
         waiting.set(chain.writer, claim!.writer);
         queues.delete(batch.writer);

@@ -18,7 +18,7 @@ import { renamed } from './log-keys.ts';
 import { consistencyProof, frontierOf, verifyConsistency } from './merkle.ts';
 import type { Frontier, HashReader } from './merkle.ts';
 import type { NoteVerifier } from './note.ts';
-import { LogFault } from './sequenced-log.ts';
+import { LogFault, prunableMs } from './sequenced-log.ts';
 import type { StoredChain, TreeStore } from './sequenced-log.ts';
 import { tileWidth, tileWidthAt } from './tiles.ts';
 
@@ -42,8 +42,6 @@ export interface Standing {
 const maxCertificate = 1024;
 /** Between the clocks of two hosts, in ms. */
 const clocksDifferMs = 60_000;
-/** What a chain is distrusted for may leave the database only after months (`retention.ts`). */
-const prunableMs = 89 * 86_400_000;
 /** 8 KiB each. Proofs of many writers read the same tiles of the upper levels. */
 const cachedTiles = 1024;
 

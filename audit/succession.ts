@@ -14,6 +14,7 @@ import { headerHashOf, provenPlace } from './committed-tree.ts';
 import { readEntry } from './entry.ts';
 import { detailOf, unread } from './live-chain.ts';
 import type { LiveChain, ParsedEntry } from './live-chain.ts';
+import { prunableMs } from './sequenced-log.ts';
 import type { LogHead, TreeStore } from './sequenced-log.ts';
 
 /** The batch that a start entry names as its predecessor's last. */
@@ -22,6 +23,8 @@ export interface Predecessor {
   readonly last: bigint;
   /** Of its header; 32 bytes. */
   readonly hash: Buffer;
+  /** When the host took note of it, by its own clock; null where the entry does not say. */
+  readonly notedAt: Date | null;
 }
 
 /** What an alert says. */
@@ -37,10 +40,10 @@ export function predecessorOf(entry: Uint8Array | undefined): Predecessor | null
 
 /** As `predecessorOf`, of an entry that was read. */
 export function readPredecessor(start: ParsedEntry | undefined): Predecessor | null {
-  const { predecessor, predecessor_last: last, predecessor_hash: hash } = detailOf(start);
+  const { predecessor, predecessor_last: last, predecessor_hash: hash, predecessor_noted: noted } = detailOf(start);
   if (start?.['action'] !== 'writer.start' || typeof predecessor !== 'string' || typeof last !== 'string' || typeof hash !== 'string') return null;
   if (!/^[0-7][0-9a-f]{15}$/u.test(predecessor) || !/^[0-9]{1,18}$/u.test(last) || !/^[0-9a-f]{64}$/u.test(hash)) return null;
-  return { writer: BigInt(`0x${predecessor}`), last: BigInt(last), hash: Buffer.from(hash, 'hex') };
+  return { writer: BigInt(`0x${predecessor}`), last: BigInt(last), hash: Buffer.from(hash, 'hex'), notedAt: typeof noted === 'string' && !Number.isNaN(Date.parse(noted)) ? new Date(noted) : null };
 }
 
 /**
@@ -55,6 +58,7 @@ export async function bearsOut(
   claim: Predecessor,
   successor: LiveChain,
   { chains, head, charter }: { readonly chains: ChainSet<LiveChain>; readonly head: LogHead; readonly charter: Charter },
+  now: Date,
 ): Promise<true | 'not yet' | Told> {
   const detail = { writer: writerName(claim.writer), successor: writerName(successor.writer) };
   let chain = chains.get(claim.writer);
@@ -75,8 +79,11 @@ export async function bearsOut(
     return { kind: 'predecessor_missing', detail: { ...detail, reason: `batch ${claim.last} is missing, which its successor names as the last`, next: Number(chain.position.next) } };
   }
   const last = await store.batch(claim.writer, claim.last);
+  // Its host was off for months, and it left the database with what is old. Whether the tree holds it, the archive tells, and whoever verifies the log: a
+  // tail that somebody cut off before that is told of there.
+  const takenOut = last === null && claim.notedAt !== null && claim.notedAt.getTime() < now.getTime() - prunableMs;
   // Where this instance did not bring the chain itself, its position is only a row: a cut tail would be covered up by it.
-  if (!chain.proven && (last === null || !(await holds(store, last, head, charter)))) {
+  if (!takenOut && !chain.proven && (last === null || !(await holds(store, last, head, charter)))) {
     return { kind: 'predecessor_missing', detail: { ...detail, reason: `batch ${claim.last}, which its successor names as the last, is not in the tree as the database says`, next: Number(claim.last) } };
   }
   // One that is not in the database any more was moved out of it, and stands in the tree.

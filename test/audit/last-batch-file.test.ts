@@ -19,7 +19,7 @@ t.test('what was noted last is what the successor reads', async (t) => {
   for (let number = 0n; number < 50n; number += 1n) file.note(head(number));
   t.notOk(existsSync(path), 'noting writes nothing by itself, so the hot path does not wait for a disk');
   await file.flush();
-  t.same(await new LastBatchFile(path).read(), { writer: '00000000000000ab', number: '49', hash: '31'.repeat(32), closed: false });
+  t.same(await new LastBatchFile(path).read(), { writer: '00000000000000ab', number: '49', hash: '31'.repeat(32), closed: false, notedAt: statSync(path).mtime });
   file.note(head(50n), true);
   await file.flush();
   t.match(await new LastBatchFile(path).read(), { number: '50', closed: true });

@@ -7,6 +7,7 @@ import { signNote } from '../../audit/note.ts';
 import { LogFault } from '../../audit/sequenced-log.ts';
 import type { Sequencer } from '../../audit/sequencer.ts';
 import { TileBuilder, tileWidthAt } from '../../audit/tiles.ts';
+import { monthsAgo } from '../support/kept-log.ts';
 import { newSigner, origin, RawWriter, signer, TestWriter, type Predecessor, type Sink } from '../support/log-tables.ts';
 import { Injected, MemoryVault, settle, writes, type Write } from '../support/memory-tree-store.ts';
 
@@ -561,6 +562,39 @@ t.test('a tail that was cut off is told of, whatever the database says of the ch
         t.equal(vault.alerts.length, 1, what);
         t.equal(vault.tables.chains.get(successor.id)!.position.next, 1n, `${what}: the successor goes on`);
       }
+    }
+  }
+});
+
+t.test('a predecessor that left the database with what is old is not missed', async (t) => {
+  const old = monthsAgo(5);
+  for (const closed of [true, false]) {
+    for (const [what, notedAt, more, told] of [
+      ['its host was off for months', old, {}, []],
+      ['its host does not say since when', undefined, {}, ['predecessor_missing']],
+      ['its host was not off for as long', new Date(), {}, ['predecessor_missing']],
+      ['a batch that no chain had', old, { last: 99n }, ['predecessor_missing']],
+      ['another last batch', old, { hash: Buffer.alloc(32, 7) }, ['predecessor_differs']],
+    ] as const) {
+      const vault = new MemoryVault();
+      const first = await TestWriter.start(into(vault), { now: () => old });
+      await first.commit(2);
+      const { left } = closed ? { left: await first.stop().then(() => first.left) } : first;
+      await settle(vault.sequencer());
+      // As retention leaves them: an end that nothing can follow goes too.
+      if (!closed) await first.commit(2);
+      await settle(vault.sequencer());
+      const kept = first.left.last;
+      for (let number = 0n; number <= kept - (closed ? 0n : 1n); number += 1n) {
+        vault.tables.batches.get(first.id)!.delete(number);
+        vault.tables.places.delete(`${first.id} ${number}`);
+      }
+      // Of a chain that goes on behind it, nobody can tell any more.
+      const seen = closed ? told : told.filter((kind) => kind !== 'predecessor_differs');
+      const successor = await TestWriter.start(into(vault), { predecessor: { ...left, ...more, ...(notedAt === undefined ? {} : { notedAt }) } });
+      await settle(vault.sequencer());
+      t.same(vault.alerts.map(({ kind }) => kind), seen, `${closed ? 'closed' : 'open'}, ${what}`);
+      t.equal(vault.tables.chains.get(successor.id)!.position.next, 1n, `${what}: the successor goes on`);
     }
   }
 });

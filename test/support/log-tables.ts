@@ -79,6 +79,7 @@ export interface Predecessor {
   readonly writer: string;
   readonly last: bigint;
   readonly hash: Buffer;
+  readonly notedAt?: Date;
 }
 
 /** An honest writer, which commits what it is told to at once. */
@@ -97,7 +98,7 @@ export class TestWriter {
     const now = options.now ?? (() => new Date());
     const writer = new TestWriter(await WriterChain.start({ role: options.role ?? 'tokenize', origin, signer: options.by ?? signer, now: now() }), sink, now);
     const { predecessor } = options;
-    const detail = { ...(predecessor === undefined ? {} : { predecessor: predecessor.writer, predecessor_hash: predecessor.hash.toString('hex'), predecessor_last: predecessor.last.toString() }), writer: writer.chain.name };
+    const detail = { ...(predecessor === undefined ? {} : { predecessor: predecessor.writer, predecessor_hash: predecessor.hash.toString('hex'), predecessor_last: predecessor.last.toString(), ...(predecessor.notedAt === undefined ? {} : { predecessor_noted: predecessor.notedAt.toISOString() }) }), writer: writer.chain.name };
     if (options.startEntry !== false) await writer.commit([{ action: 'writer.start', at: now(), outcome: 'allowed', detail }]);
     return writer;
   }

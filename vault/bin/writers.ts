@@ -79,7 +79,7 @@ export async function openWriter<Operation extends TokenizingOperation | Detoken
       },
     },
     now,
-    startDetail: { name: place, ...(policies === undefined ? {} : { policies }), ...(predecessor === null ? {} : { predecessor: predecessor.writer, predecessor_closed: predecessor.closed ? 'yes' : 'no', predecessor_hash: predecessor.hash, predecessor_last: predecessor.number }) },
+    startDetail: { name: place, ...(policies === undefined ? {} : { policies }), ...(predecessor === null ? {} : { predecessor: predecessor.writer, predecessor_closed: predecessor.closed ? 'yes' : 'no', predecessor_hash: predecessor.hash, predecessor_last: predecessor.number, predecessor_noted: predecessor.notedAt.toISOString() }) },
     onHead: (head, closed) => file.note(head, closed),
   });
   stack.defer(async () => {
