@@ -1,9 +1,8 @@
 /** The appliance and its auditor: what a vault serves is exported, verified and proven by the commands alone, while calls go on. */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
-import { runCofre, startAppliance } from '../support/appliance.ts';
+import { runCofre, startAppliance, until } from '../support/appliance.ts';
 
 const appliance = await startAppliance(t);
 const port = String(appliance.adminPort);
@@ -13,6 +12,9 @@ const copy = join(folder, 'copy');
 const key = join(folder, 'key');
 const kept = join(folder, 'kept');
 
+/** Entries under the newest checkpoint. */
+const signed = async (): Promise<number> => Number(/^cofre_log_signed_size (\d+)$/mu.exec(await (await fetch(`${appliance.telemetryUrl}/metrics`)).text())?.[1] ?? 0);
+
 async function call(times: number): Promise<void> {
   const client = appliance.client('checkout');
   for (let done = 0; done < times; done += 50) await Promise.all(Array.from({ length: 50 }, () => client.post('/v1/validate', { token: 'tok_none' })));
@@ -20,7 +22,7 @@ async function call(times: number): Promise<void> {
 
 await t.test('an export grows with the log, and verifies each time', async (t) => {
   await call(600);
-  await sleep(2500);
+  await until(async () => (await signed()) > 600, 'a checkpoint');
   const vkey = await audit('vkey');
   t.match(vkey, { code: 0, err: '', out: /^[^\s+]+\+[0-9a-f]{8}\+\S+\n$/u });
   writeFileSync(key, vkey.out);
@@ -29,12 +31,13 @@ await t.test('an export grows with the log, and verifies each time', async (t) =
   t.match(JSON.parse(first.out), { holds: true, findings: [] });
   writeFileSync(kept, readFileSync(join(copy, 'checkpoint')));
   await Promise.all([call(300), audit('export', copy).then((run) => t.match(run, { code: 0, err: '' }, 'while calls go on'))]);
-  await sleep(2500);
+  const { size: before } = JSON.parse(first.out) as { size: number };
+  await until(async () => (await signed()) >= before + 300, 'the next checkpoint');
   t.match(await audit('export', copy), { code: 0, err: '' });
   const second = await audit('verify', copy, '--vkey', key, '--checkpoint', kept, '--json');
   t.match(JSON.parse(second.out), { holds: true, findings: [], continued: [kept] });
-  const size = (run: { readonly out: string }): number => (JSON.parse(run.out) as { size: number }).size;
-  t.ok(size(first) > 600 && size(second) >= size(first) + 300, `${size(first)}, then ${size(second)} entries`);
+  const { size: after } = JSON.parse(second.out) as { size: number };
+  t.ok(before > 600 && after >= before + 300, `${before}, then ${after} entries`);
 });
 
 await t.test('an entry is proven by the vault, and nobody without the grant gets one', async (t) => {

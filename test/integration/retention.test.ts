@@ -30,11 +30,15 @@ const metric = async (name: string): Promise<number> => Number(new RegExp(`^${na
 const archived = async (): Promise<number> => openCheckpoint((await logSource(directoryFiles(folder)).checkpoint()) ?? '', [logVerifier(appliance.home)])?.size ?? 0;
 const messages = (word: string): string[] => appliance.err.split('\n').filter((line) => line.includes(word));
 
-/** @returns how long the log is by now. */
+/** @returns how long the log is once it holds the calls. */
 async function call(times: number): Promise<number> {
+  const before = await metric('cofre_log_size');
   const client = appliance.client('checkout');
   for (let done = 0; done < times; done += 50) await Promise.all(Array.from({ length: 50 }, () => client.post('/v1/validate', { token: 'tok_none' })));
-  return await metric('cofre_log_size');
+  return await until(async () => {
+    const size = await metric('cofre_log_size');
+    return size >= before + times && size;
+  }, 'the calls in the log');
 }
 
 await t.test('what is committed comes into the archive, which an outsider finds whole', async (t) => {
@@ -59,6 +63,7 @@ await t.test('an archive that cannot be written stops nothing, is told of once, 
   renameSync(aside, folder);
   await until(async () => (await archived()) >= size, 'the copy');
   await until(async () => (await metric('cofre_log_archive_failed')) === 0, 'the end of the alarm');
+  await until(async () => messages('retention goes on').length > 0, 'the word that it goes on');
   t.equal(messages('retention goes on').length, 1);
 });
 

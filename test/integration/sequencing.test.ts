@@ -1,5 +1,5 @@
 /** The appliance and its log: calls come under a witnessed checkpoint, and an older database is not served. */
-import { readFileSync, rmSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
@@ -24,21 +24,27 @@ const asOwner = (...statements: readonly string[]): Promise<void> =>
 const verifier = logVerifier(appliance.home);
 const witnessed = async (): Promise<number> => openCheckpoint((await new WitnessFile(join(appliance.home, 'witness')).last()) ?? '', [verifier])?.size ?? 0;
 const readiness = async (): Promise<Record<string, { ok: boolean; detail: string }>> => (await (await fetch(`${appliance.telemetryUrl}/readyz`)).json()) as Record<string, { ok: boolean; detail: string }>;
+/** Last batches of the writers that have not ended, and those that they have noted outside of the database, by the name of the writer. */
+const lastBatches = (): Promise<{ writer: string; number: string }[]> =>
+  withClient(adminConnection(database.adminUrl), async (client) => (await client.query<{ writer: string; number: string }>("SELECT lpad(to_hex(writer), 16, '0') AS writer, max(number)::text AS number FROM batches LEFT JOIN log_chains USING (writer) WHERE state IS DISTINCT FROM 1 GROUP BY writer")).rows);
+const noted = (): Map<string, string> => {
+  const folder = join(appliance.home, 'writers');
+  const notes = readdirSync(folder).filter((name) => name.endsWith('.json')).map((name) => JSON.parse(readFileSync(join(folder, name), 'utf8')) as { writer: string; number: string });
+  return new Map(notes.map(({ writer, number }) => [writer, number]));
+};
 let nextCard = 0;
 
 async function until(what: string, condition: () => boolean | Promise<boolean>): Promise<void> {
   for (const deadline = performance.now() + 20_000; !(await condition()); await sleep(50)) if (performance.now() > deadline) throw new Error(`${what} did not come`);
 }
 
-await t.test('a call comes under a checkpoint outside of the database within seconds', async (t) => {
+await t.test('a call comes under a checkpoint outside of the database', async (t) => {
   const checkout = appliance.client('checkout');
   for (let call = 0; call < 20; call += 1) t.equal((await checkout.post('/v1/tokenize', { pan: cardText(nextCard++) })).status, 201);
   checkout.close();
-  const began = performance.now();
   const waiting = async (): Promise<number> =>
     await withClient(adminConnection(database.adminUrl), async (client) => (await client.query<{ count: number }>('SELECT count(*)::int AS count FROM batches LEFT JOIN log_batches USING (writer, number) WHERE log_batches.writer IS NULL')).rows[0]!.count);
   await until('a checkpoint', async () => (await waiting()) === 0 && (await witnessed()) === (await tablesNow()).head!.size);
-  t.ok(performance.now() - began < 5000, `${Math.round(performance.now() - began)} ms`);
   const entries = await verifyLog(t, await tablesNow(), 'the log', { verifier });
   t.equal(entries.filter(({ entry }) => entry['action'] === 'tokenize').length, 20);
   t.match(await readiness(), { sequencer: { ok: true, detail: 'sequencing' }, checkpoints: { ok: true, detail: 'batches come under signed checkpoints' } });
@@ -56,7 +62,7 @@ await t.test('a clean stop leaves every chain closed under the last checkpoint, 
   t.equal(await witnessed(), stopped.head!.size);
   await appliance.start();
   // Until each writer has noted its last batch outside of the database: killed before, its successor names the one before it.
-  await sleep(1000);
+  await until('the notes', async () => (await lastBatches()).every(({ writer, number }) => noted().get(writer) === number));
   await appliance.kill9();
   await appliance.start();
   await until('the successors', async () => [...(await tablesNow()).chains.values()].filter(({ state }) => state === 'open').length === 8);
@@ -74,7 +80,8 @@ await t.test('a batch that is changed before it is in the tree: an alert that na
     // While another holds the head, nothing is sequenced.
     await holding.query('BEGIN; SELECT 1 FROM logs FOR UPDATE');
     t.equal((await checkout.post('/v1/tokenize', { pan: cardText(nextCard++) })).status, 201);
-    await sleep(700);
+    // It waits with the first one, and has not read the second.
+    await until('the sequencer', async () => (await holding.query("SELECT 1 FROM pg_stat_activity WHERE application_name = 'cofre sequencer' AND wait_event_type = 'Lock'")).rowCount === 1);
     t.equal((await checkout.post('/v1/tokenize', { pan: cardText(nextCard++) })).status, 201);
     await asOwner("UPDATE batches SET bundle = set_byte(bundle, 60, get_byte(bundle, 60) # 1) WHERE (writer, number) = (SELECT writer, number FROM batches JOIN writers USING (writer) WHERE role = 'tokenize' ORDER BY formed_at DESC LIMIT 1)");
     await holding.query('ROLLBACK');
