@@ -20,7 +20,13 @@ export class MissingEntries extends Error {}
  * @throws MissingEntries if some are not in the database; Error, naming the batch, if one cannot be read as it was.
  */
 export async function readLeaves(client: Queryable, logId: number, from: number, to: number): Promise<Buffer[]> {
+  return (await readCounted(client, logId, from, to)).leaves;
+}
+
+/** As `readLeaves`, with the bytes of the batches that these leaves stand in: a batch is read whole, whatever is wanted of it. */
+async function readCounted(client: Queryable, logId: number, from: number, to: number): Promise<{ readonly leaves: Buffer[]; readonly read: number }> {
   const leaves: Buffer[] = [];
+  let read = 0;
   if (from === 0 && to > 0) {
     const { rows } = await client.query<{ first_leaf: Buffer }>('SELECT first_leaf FROM logs WHERE log_id = $1::int', [logId]);
     if (rows[0] === undefined) throw new MissingEntries('the log is not in the database');
@@ -39,6 +45,7 @@ export async function readLeaves(client: Queryable, logId: number, from: number,
   for (const row of rows) {
     const first = Number(row.first_index);
     const batch = batchOfRow(BigInt(row.writer), row);
+    read += batch.bundle.length;
     let entries: Uint8Array[];
     try {
       entries = decodeBundle(batch.bundle);
@@ -53,7 +60,7 @@ export async function readLeaves(client: Queryable, logId: number, from: number,
     }
   }
   if (leaves.length !== to - from) throw new MissingEntries(`entries ${from} to ${to - 1} are not all in the database`);
-  return leaves;
+  return { leaves, read };
 }
 
 /** Entry bundle `index` of a log, `width` leaves. @throws as `readLeaves`. */
@@ -131,7 +138,7 @@ export async function searchLog(client: Queryable, logId: number, size: number, 
     const end = Math.min(size, query.before ?? size, await endOf(client, logId, query.to));
     const begin = Math.max(there.index, await beginOf(client, logId, query.from));
     try {
-      const found = query.token === undefined ? await searchBlocks(client, logId, query, { begin, end, maxBytes }) : await searchToken(client, logId, query, query.token, begin, end);
+      const found = query.token === undefined ? await searchBlocks(client, logId, query, { begin, end, maxBytes }) : await searchToken(client, logId, query, query.token, { begin, end, maxBytes });
       return { ...found, searchable_from: there };
     } catch (error) {
       // Taken out meanwhile, or missing.
@@ -140,11 +147,11 @@ export async function searchLog(client: Queryable, logId: number, size: number, 
   }
 }
 
-/** Entries of one token that one call reads at most: each is a look of its own. */
+/** Entries of one token that one call looks at, at most: each may stand in a batch of its own. */
 const maxTokenLooks = 2000;
 
 /** A token's entries: those that name it, by their rows, and the one that tells of its making, by the token's. */
-async function searchToken(client: Queryable, logId: number, query: LogQuery, token: string, begin: number, end: number): Promise<Found> {
+async function searchToken(client: Queryable, logId: number, query: LogQuery, token: string, { begin, end, maxBytes }: { readonly begin: number; readonly end: number; readonly maxBytes: number }): Promise<Found> {
   const made = await client.query<{ first_index: string; entry_count: number }>({
     name: 'log-token-made',
     text: `SELECT p.first_index, p.entry_count FROM log_batches p
@@ -157,12 +164,18 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
   const found = new Map<number, FoundEntry>();
   const needles = [...needlesOf(query), Buffer.from(JSON.stringify(token))];
   let size = 0;
-  const look = async (from: number, to: number): Promise<void> => {
-    for (const { found: one, bytes } of foundIn(await readLeaves(client, logId, from, to), from, needles)) {
+  let read = 0;
+  /** Takes what is found from the newest on; at which entry the answer was full, null if it was not. */
+  const look = async (from: number, to: number, most = Number.POSITIVE_INFINITY): Promise<number | null> => {
+    const there = await readCounted(client, logId, from, to);
+    read += there.read;
+    for (const { found: one, bytes } of foundIn(there.leaves, from, needles).toReversed()) {
       if (found.has(one.index) || !namesToken(one.entry, token) || !matches(one.entry, query)) continue;
       found.set(one.index, one);
       size += bytes;
+      if (size >= most) return one.index;
     }
+    return read >= maxBytes ? from : null;
   };
   for (const row of made.rows) {
     const first = Number(row.first_index) + 1;
@@ -172,18 +185,19 @@ async function searchToken(client: Queryable, logId: number, query: LogQuery, to
   // From the newest on, until enough of them match: from `reached` on all are known.
   let reached = end;
   for (let looks = 0; reached > begin; ) {
-    const { rows } = await client.query<{ entry: string }>({
+    const { rows } = await client.query<{ entry: string; first: string | null }>({
       name: 'log-token-entries',
-      text: 'SELECT entry FROM log_tokens WHERE token_key = $1::bigint AND log_id = $2::int AND entry >= $3::bigint AND entry < $4::bigint ORDER BY entry DESC LIMIT $5::int',
+      text: `SELECT entry, (SELECT max(first_index) FROM log_batches p WHERE p.log_id = t.log_id AND p.first_index <= t.entry) AS first
+             FROM log_tokens t WHERE token_key = $1::bigint AND log_id = $2::int AND entry >= $3::bigint AND entry < $4::bigint ORDER BY entry DESC LIMIT $5::int`,
       values: [tokenKey(token), logId, begin, reached, query.limit + 1],
     });
     let full: number | null = null;
-    for (const row of rows) {
-      const index = Number(row.entry);
-      await look(index, index + 1);
-      if (size < maxFoundBytes) continue;
-      full = index;
-      break;
+    // Calls that came together name their token in one batch, which is read once for all of them.
+    for (const [place, { first, entry: last }] of rows.entries()) {
+      if (place > 0 && rows[place - 1]!.first === first) continue;
+      const lowest = Number(rows.findLast((row) => row.first === first)!.entry);
+      full = await look(lowest, Number(last) + 1, maxFoundBytes);
+      if (full !== null) break;
     }
     reached = full ?? (rows.length > query.limit ? Number(rows.at(-1)!.entry) : begin);
     looks += rows.length;

@@ -55,6 +55,37 @@ t.test('a token\'s entries are found behind more of its entries than one answer 
   }
 });
 
+t.test('calls of one batch that name a token are read once, and an answer reads no more than it may', async (t) => {
+  const log = await KeptLog.open(t, new Date());
+  const tell = (count: number): Promise<unknown> => Promise.all(Array.from({ length: count }, (_, index) => log.record({ action: 'validate', at: log.time, outcome: 'allowed', request: `r-${index}`, tokens: { active: [index % 3 === 2 ? 'tok_other' : token] } })));
+  for (let round = 0; round < 4; round += 1) await tell(100);
+  await log.sequence();
+  const client = await reader(t, log);
+  let reads = 0;
+  const counting = { query: (...args: unknown[]) => {
+    if ((args[0] as { name?: string }).name === 'log-leaves') reads += 1;
+    return (client.query as (...values: unknown[]) => unknown).apply(client, args);
+  } } as unknown as Client;
+  const { logId, size, batches } = { ...log.sequencer.head!, batches: Number((await client.query<{ count: string }>('SELECT count(*) FROM log_batches')).rows[0]!.count) };
+  const all = await searchAll(counting, log, { token, limit: 1000 });
+  t.equal(all.length, 4 * 67);
+  t.ok(reads <= batches, `${reads} reads of ${batches} batches`);
+  for (const limit of [1, 7, 66, 100]) t.same(await searchAll(client, log, { token, limit }), all, `all of them, by ${limit}`);
+
+  // What an answer may read ends it, and the next one goes on behind it.
+  const found: number[] = [];
+  let answers = 0;
+  for (let before: number | null = size; before !== null; answers += 1) {
+    reads = 0;
+    const { items, next } = await searchLog(counting, logId, size, { token, limit: 1000, before }, 1);
+    t.ok(reads <= 1, `${reads} reads`);
+    found.push(...items.map(({ index }) => index));
+    before = next;
+  }
+  t.same(found, all);
+  t.ok(answers > 3);
+});
+
 t.test('a log\'s charter is found by what it says', async (t) => {
   const log = await KeptLog.open(t, new Date());
   await log.commit(20);
