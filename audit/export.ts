@@ -97,7 +97,13 @@ export async function exportLog(source: LogSource, target: LogTarget, options: E
     options.onProgress?.({ done, total: size });
   });
 
-  // 4. The checkpoint, for which all is there now.
+  // 4. The checkpoint, for which all is there now, unless another export brought a later one meanwhile: a copy that went back would look cut off.
+  const nowNote = await target.checkpoint();
+  const there = nowNote === null ? null : openCheckpoint(nowNote, verifiers);
+  if (there !== null && there.origin === checkpoint.origin && there.size >= size) {
+    if (there.size === size && !there.root.equals(checkpoint.root)) throw new Error(`the log has signed two different trees of ${size} entries`);
+    return { checkpoint: there, note: nowNote!, from };
+  }
   await target.put('checkpoint', Buffer.from(note, 'utf8'));
   return { checkpoint, note, from };
 }

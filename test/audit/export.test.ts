@@ -4,6 +4,7 @@ import t from 'tap';
 import { openCheckpoint } from '../../audit/checkpoint.ts';
 import { directoryFiles } from '../../audit/directory-log.ts';
 import { exportLog } from '../../audit/export.ts';
+import { verifyLog } from '../../audit/fsck.ts';
 import { logSource, logTarget, readVkey } from '../../audit/log-source.ts';
 import type { LogSource, LogTarget } from '../../audit/log-source.ts';
 import { bundlePath, changedBundles, changedTiles, tilePath } from '../../audit/tiles.ts';
@@ -89,6 +90,23 @@ t.test('an export that ends at any write, done or not, leaves the older copy val
       }
     }
   }
+});
+
+t.test('of two exports at once the slower one does not take the copy back', async (t) => {
+  const log = await makeLog(700, { at: [300] });
+  const files = new MemoryFiles();
+  const target = logTarget(files);
+  const at = (note: string): LogSource => ({ ...logSource(log.files), checkpoint: async () => note });
+  const [older, newer] = log.checkpoints as [string, string];
+  const { promise: hold, resolve: goOn } = Promise.withResolvers<void>();
+  const { promise: begun, resolve: begin } = Promise.withResolvers<void>();
+  const slow = exportLog(at(older), { ...target, put: async (path, bytes) => (begin(), await hold, await target.put(path, bytes)) }, { verifiers: [log.verifier] });
+  await begun;
+  t.match(await exportLog(at(newer), target, { verifiers: [log.verifier] }), { checkpoint: { size: 700 } });
+  goOn();
+  t.match(await slow, { checkpoint: { size: 700 }, from: 0 });
+  t.equal(await target.checkpoint(), newer);
+  t.match(await verifyLog(logSource(files), { vkey: log.verifier, olderCheckpoints: [{ name: 'newer', note: newer }] }), { holds: true, continued: ['newer'] });
 });
 
 t.test('what lies in its place already is not fetched again', async (t) => {
