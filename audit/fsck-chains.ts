@@ -241,7 +241,10 @@ export class ChainCheck {
     this.#state = 'leaf';
     this.totals.batches += 1;
     this.totals.entries += leaf.entryCount;
-    if (leaf.kind === 'tombstone') this.totals.tombstones += 1;
+    if (leaf.kind === 'tombstone') {
+      this.totals.tombstones += 1;
+      if (leaf.number === 0n) this.#findings.add({ code: 'start_missing', entry: index, ...batchOf(leaf), message: `entry ${index}: the first batch of writer ${writerName(leaf.writer)} is a tombstone, and does not say that it starts` });
+    }
     if (open.broken) {
       this.#skip(open);
       return;

@@ -303,6 +303,7 @@ t.test('a writer needs a certificate of the vault, and says that it starts', asy
   t.match(await told(async (log) => { await log.writer({ entries: [log.entry('first')] }); }), [{ code: 'start_missing', entry: 2, batch: 0 }]);
   t.match(await told(async (log) => { const w = await log.writer(); await log.writer({ entries: [encodeEntry({ action: 'writer.start', at: log.now(), outcome: 'allowed', detail: { writer: w.name } })] }); }), [{ code: 'start_missing', entry: 4 }]);
   t.match(await told(async (log) => { const w = await log.writer(); const stranger = { ...w, writer: 77n, next: 4n }; log.batch(stranger, 1); log.batch(stranger, 1); }), [{ code: 'batch_missing', writer: '000000000000004d', batch: 4 }], 'a writer from nowhere');
+  t.match(await told(async (log) => { const w = await log.writer({ entries: [], overrides: { kind: 'tombstone' } }); log.batch(w, 2); }), [{ code: 'start_missing', entry: 1, batch: 0 }], 'nor with a tombstone');
 });
 
 t.test('a successor that names a batch which is not there proves that a tail was cut off', async (t) => {
