@@ -1,4 +1,5 @@
 /** Reads entries strictly: whatever is not canonical JSON (RFC 8785) with version 1 is none. Pure. */
+import { maxEntryDepth } from './entry.ts';
 
 /**
  * What an entry says; null if its bytes are not those that its meaning has.
@@ -21,24 +22,27 @@ export function parseCanonical(bytes: Uint8Array): Readonly<Record<string, unkno
   }
 }
 
-/** Whether the members of all objects are in the order of RFC 8785, by UTF-16 code units. */
-function isSorted(value: object): boolean {
-  if (Array.isArray(value)) return value.every((item: unknown) => typeof item !== 'object' || item === null || isSorted(item));
+/** Whether the members of all objects are in the order of RFC 8785, by UTF-16 code units, and none lies too deep. */
+function isSorted(value: object, depth = 1): boolean {
+  if (depth > maxEntryDepth) return false;
+  if (Array.isArray(value)) return value.every((item: unknown) => typeof item !== 'object' || item === null || isSorted(item, depth + 1));
   let before: string | null = null;
   for (const name in value) {
     if (before !== null && name <= before) return false;
     before = name;
     const member: unknown = (value as Record<string, unknown>)[name];
-    if (typeof member === 'object' && member !== null && !isSorted(member)) return false;
+    if (typeof member === 'object' && member !== null && !isSorted(member, depth + 1)) return false;
   }
   return true;
 }
 
-function canonicalize(value: unknown): string {
+/** @throws RangeError if something lies too deep. */
+function canonicalize(value: unknown, depth = 1): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);
-  if (Array.isArray(value)) return `[${value.map(canonicalize).join(',')}]`;
+  if (depth > maxEntryDepth) throw new RangeError('deeper than an entry may be');
+  if (Array.isArray(value)) return `[${value.map((item: unknown) => canonicalize(item, depth + 1)).join(',')}]`;
   const members = Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1));
-  return `{${members.map(([name, member]) => `${JSON.stringify(name)}:${canonicalize(member)}`).join(',')}}`;
+  return `{${members.map(([name, member]) => `${JSON.stringify(name)}:${canonicalize(member, depth + 1)}`).join(',')}}`;
 }
 
 function isWellFormed(value: unknown): boolean {

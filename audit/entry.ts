@@ -41,6 +41,12 @@ export interface Entry {
 /** An entry must fit the uint16 length of a C2SP tlog-tiles entry bundle, so it stays below this many bytes. */
 export const maxEntryBytes = 65_535;
 
+/**
+ * Objects and lists within one another, the entry itself among them; ours have three. How deep a reader can go without a bound depends on the stack that it
+ * has left: a sequencer could take what a verifier elsewhere cannot read.
+ */
+export const maxEntryDepth = 16;
+
 const version = 1;
 
 /**
@@ -89,20 +95,22 @@ export function readEntry(bytes: Uint8Array): Readonly<Record<string, unknown>> 
     const parsed = JSON.parse(text) as Record<string, unknown> | null;
     if (typeof parsed !== 'object' || parsed === null || parsed['v'] !== version || typeof parsed['action'] !== 'string') return null;
     // Spaces, other spellings of a number or a character, and names that occur twice do not come back as they were.
-    return JSON.stringify(parsed) === text && isSorted(parsed) && !hasLoneSurrogate(text) ? parsed : null;
+    return isSorted(parsed) && JSON.stringify(parsed) === text && !hasLoneSurrogate(text) ? parsed : null;
   } catch {
     return null;
   }
 }
 
-function isSorted(value: object): boolean {
-  if (Array.isArray(value)) return value.every((item: unknown) => typeof item !== 'object' || item === null || isSorted(item));
+/** Whether the members of all objects are in order, and none lies too deep. */
+function isSorted(value: object, depth = 1): boolean {
+  if (depth > maxEntryDepth) return false;
+  if (Array.isArray(value)) return value.every((item: unknown) => typeof item !== 'object' || item === null || isSorted(item, depth + 1));
   let previous: string | null = null;
   for (const name of Object.keys(value)) {
     if (previous !== null && previous >= name) return false;
     previous = name;
     const member: unknown = (value as Record<string, unknown>)[name];
-    if (typeof member === 'object' && member !== null && !isSorted(member)) return false;
+    if (typeof member === 'object' && member !== null && !isSorted(member, depth + 1)) return false;
   }
   return true;
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import * as fc from 'fast-check';
 import t from 'tap';
-import { decodeBundle, encodeBundle, encodeEntry, maxEntryBytes, type Entry } from '../../audit/entry.ts';
+import { decodeBundle, encodeBundle, encodeEntry, maxEntryBytes, readEntry, type Entry } from '../../audit/entry.ts';
 
 /** RFC 8785 as its text has it: members by the UTF-16 code units of their names, numbers and strings as ECMAScript prints them (sections 3.2.2 and 3.2.3). */
 function canonical(value: unknown): string {
@@ -113,4 +113,10 @@ t.test('a bundle that is cut anywhere inside an entry is refused', async (t) => 
     if (whole.has(cut)) t.equal(decodeBundle(bundle.subarray(0, cut)).length, [...whole].indexOf(cut), `cut at ${cut}, between entries`);
     else t.throws(() => decodeBundle(bundle.subarray(0, cut)), RangeError, `cut at ${cut}`);
   }
+});
+
+t.test('what lies too deep to be read everywhere is no entry', async (t) => {
+  const nested = (depth: number): Buffer => Buffer.from(`{"action":"x","d":${'['.repeat(depth - 1)}${']'.repeat(depth - 1)},"v":1}`);
+  t.ok(readEntry(nested(16)));
+  for (const depth of [17, 4000, 30_000]) t.equal(readEntry(nested(depth)), null, `${depth}`);
 });

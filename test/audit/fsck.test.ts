@@ -314,16 +314,19 @@ t.test('a successor that names a batch which is not there proves that a tail was
   t.match(await told(async (log) => { await log.writer({ claim: { predecessor: '0000000000000005', predecessor_last: '8', predecessor_hash: '00'.repeat(32) } }); }), [{ code: 'predecessor_missing', writer: '0000000000000005', batch: 8 }], 'of a writer that is gone altogether');
 });
 
+/** An entry of so many objects and lists within one another. */
+const nested = (depth: number): string => `{"action":"x","d":${'['.repeat(depth - 1)}${']'.repeat(depth - 1)},"v":1}`;
+
 t.test('leaves stand where they belong', async (t) => {
   t.match(await told(async (log) => { const w = await log.writer(); log.leaf(log.entry('alone')); log.leaf(log.entry('alone too')); log.batch(w, 2); }), [{ code: 'batch_leaf_missing', entry: 3 }]);
   t.match(await told(async (log) => { const w = await log.writer(); log.leaf(Buffer.from('{"action":"log.batch","v":1}')); log.batch(w, 2); }), [{ code: 'batch_leaf_malformed', entry: 3 }]);
   t.match(await told(async (log) => { const w = await log.writer(); log.leaf(log.form(w, [log.entry('a'), log.entry('b')]).leaf); log.leaf(log.entry('a')); const other = await log.writer(); log.batch(other, 1); }), [{ code: 'batch_incomplete', batch: 1, entry: 3, to: 4 }]);
   t.match(await told(async (log) => { const w = await log.writer(); log.leaf(log.form(w, [log.entry('a'), log.entry('b')]).leaf); log.leaf(log.entry('a')); }), [{ code: 'batch_incomplete', batch: 1, entry: 3, to: 4 }], 'at the end too');
   t.match(await told(async (log) => { const w = await log.writer(); log.batch(w, [encodeEntry({ action: 'log.start', at: log.now(), outcome: 'allowed' }), encodeEntry({ action: 'log.batch', at: log.now(), outcome: 'allowed' })]); log.batch(w, 1); }), [{ code: 'entry_misplaced', entry: 4 }, { code: 'entry_misplaced', entry: 5 }]);
-  for (const text of ['', '{}', '[]', 'null', '{"action":"x","v":2}', '{"v":1,"action":"x"}', '{"action":"x", "v":1}', '{"action":"x","v":1}\n', '{"action":"x","action":"x","v":1}', '{"action":"\\u0078","v":1}', '{"action":"x","n":1.0,"v":1}', '{"action":"\\ud800","v":1}', '\uFEFF{"v":1}'])
+  for (const text of ['', '{}', '[]', 'null', '{"action":"x","v":2}', '{"v":1,"action":"x"}', '{"action":"x", "v":1}', '{"action":"x","v":1}\n', '{"action":"x","action":"x","v":1}', '{"action":"\\u0078","v":1}', '{"action":"x","n":1.0,"v":1}', '{"action":"\\ud800","v":1}', '\uFEFF{"v":1}', nested(17), nested(17).replace('{', '{"9":1,"10":1,')])
     t.match(await told(async (log) => { const w = await log.writer(); log.batch(w, [Buffer.from(text)]); log.batch(w, 1); }), [{ code: 'entry_malformed', entry: 4 }], text);
   t.match(await told(async (log) => { const w = await log.writer(); log.batch(w, [Buffer.from('{"a":"\xff","v":1}', 'latin1')]); }), [{ code: 'entry_malformed', entry: 4 }], 'not UTF-8');
-  t.match(await told(async (log) => { const w = await log.writer(); log.batch(w, ['{"10":1,"9":2,"v":1}', '{"a":{"é":[1,{"ü":"\uFFFD"}]},"v":1}', '{"__proto__":1,"v":1}'].map((text) => Buffer.from(text))); }), [], 'odd, but canonical');
+  t.match(await told(async (log) => { const w = await log.writer(); log.batch(w, ['{"10":1,"9":2,"v":1}', '{"a":{"é":[1,{"ü":"\uFFFD"}]},"v":1}', '{"__proto__":1,"v":1}', nested(16)].map((text) => Buffer.from(text))); }), [], 'odd, but canonical');
 });
 
 t.test('a log begins with a charter of its vault, and a later one names the one before it', async (t) => {
