@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { appendFileSync, lstatSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import t from 'tap';
+import { signCheckpoint } from '../../audit/checkpoint.ts';
 import { directoryFiles } from '../../audit/directory-log.ts';
 import { decodeBundle, encodeEntry } from '../../audit/entry.ts';
 import { encodeVkey } from '../../audit/note.ts';
@@ -208,6 +209,15 @@ t.test('the second log of a vault is verified with the key of the first, and has
   t.match(await audit(['export', copy, ...vault]), { code: 0, out: `${copy}: 3 entries of cofre.test/log/2, 3 of them new\n` });
   t.equal(readFileSync(join(copy, 'vkey'), 'utf8'), `${vkey}\n`);
   for (const key of [vkey, first.vkey]) t.match(await audit(['verify', copy, '--vkey', key, '--checkpoint', join(folder, 'end')]), { code: 0, out: new RegExp(`^continues ${folder}/end\n1 of the writers follow`, 'u') });
+
+  // A witness file of the month in which the second log was begun tells of the first one too, and of what the charter passed over.
+  const witness = join(folder, 'checkpoints-2026-01.jsonl');
+  const witnessed = (...notes: string[]): void => writeFileSync(witness, notes.map((note) => `${JSON.stringify({ at: 'x', note })}\n`).join(''));
+  witnessed(first.checkpoints[0]!, second.checkpoints[0]!);
+  t.match(await audit(['verify', copy, '--vkey', vkey, '--checkpoint', witness]), { code: 0, out: new RegExp(`^continues ${witness}\ncontinues ${witness} \\(cofre\\.test/log\\)\n`, 'u') });
+  const beyond = await signCheckpoint({ origin: first.origin, size: 310, root: Buffer.alloc(32, 7) }, first.signer);
+  witnessed(first.checkpoints[0]!, beyond, first.checkpoints[0]!, second.checkpoints[0]!);
+  t.match(await audit(['verify', copy, '--vkey', vkey, '--checkpoint', witness]), { code: 1, out: new RegExp(`^older_checkpoint_ahead: ${witness} \\(cofre\\.test/log\\): has 310 entries, but the charter of the log names cofre\\.test/log as ended with 300: entries 300 to 309 of it were passed over\n`, 'u') });
 });
 
 t.test('whoever hangs up in the midst of an answer is told nothing, and what was looked for is not repeated in a message', async (t) => {

@@ -16,8 +16,8 @@ is wrong. Needs no vault. Exit code 1 if anything is. Alerts that the vault itse
 change the exit code: the log holds them.
 
   --vkey KEY         public key of the log, or a file that holds it: got from the vault's owner, not from the copy
-  --checkpoint FILE  a checkpoint that was kept from earlier, which the log must continue; of a witness file (.jsonl) the last one.
-                     May be given several times. Without one, a log whose end was cut off looks like a shorter one.
+  --checkpoint FILE  a checkpoint that was kept from earlier, which the log must continue; of a witness file (.jsonl) the largest one
+                     of each log. May be given several times. Without one, a log whose end was cut off looks like a shorter one.
   --json             the report as JSON
 `,
   options: ['vkey', 'checkpoint*'],
@@ -29,7 +29,7 @@ change the exit code: the log holds them.
 async function run(call: Call): Promise<number> {
   const [address = ''] = call.words;
   const vkey = neededKey(call);
-  const olderCheckpoints = (call.options['checkpoint'] ?? []).map((file) => ({ name: file, note: readCheckpointFile(file) }));
+  const olderCheckpoints = (call.options['checkpoint'] ?? []).flatMap(readCheckpointFile);
   const copy = await copyFiles(address, call.env);
   const progress = openProgress('verified');
   const began = performance.now();
@@ -60,8 +60,8 @@ async function run(call: Call): Promise<number> {
   return holds ? 0 : 1;
 }
 
-/** A checkpoint, or the last one of a witness file. */
-function readCheckpointFile(file: string): string {
+/** A checkpoint, or the largest one of each log that a witness file tells of, each under a name for people. */
+function readCheckpointFile(file: string): { readonly name: string; readonly note: string }[] {
   let text;
   let cut;
   try {
@@ -69,15 +69,20 @@ function readCheckpointFile(file: string): string {
   } catch (error) {
     throw new UsageError(`${file}: cannot be read (${(error as NodeJS.ErrnoException).code ?? 'unknown'})`, { cause: error });
   }
-  if (!cut && !text.startsWith('{')) return text;
+  if (!cut && !text.startsWith('{')) return [{ name: file, note: text }];
   // What a crash left behind has no end; what lies before it counts.
+  const largest = new Map<string, string>();
   for (const line of text.split('\n').slice(0, -1).toReversed()) {
     try {
       const { note } = JSON.parse(line) as { note?: unknown };
-      if (typeof note === 'string') return note;
+      if (typeof note !== 'string') continue;
+      const [origin = '', size] = note.split('\n', 2);
+      const known = largest.get(origin);
+      if (known === undefined || Number(known.split('\n', 2)[1]) < Number(size)) largest.set(origin, note);
     } catch {
       continue;
     }
   }
+  if (largest.size > 0) return [...largest].map(([origin, note], place) => ({ name: place === 0 ? file : `${file} (${origin.slice(0, 300).replaceAll(/[^\x20-\x7e]/gu, '?')})`, note }));
   throw new UsageError(`${file}: holds no checkpoint`);
 }
