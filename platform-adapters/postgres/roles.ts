@@ -12,6 +12,10 @@ export type ProcessRole = (typeof PROCESS_ROLES)[number];
 /** PostgreSQL cuts identifiers at 63 bytes without an error; the longest suffix is `_detokenize`. */
 const MAX_DATABASE_NAME_BYTES = 63 - '_detokenize'.length;
 
+/** How long the holder of a lock may say nothing between two statements, in a transaction or outside of one. */
+const HOLDER_PATIENCE = `'15s'`;
+const idleSettings = ['idle_session_timeout', 'idle_in_transaction_session_timeout'] as const;
+
 /** Advisory locks are per database, so one constant is enough ("cofre ro" in ASCII). */
 const ROLES_LOCK = '7165064689041568367';
 
@@ -101,14 +105,17 @@ export async function ensureRoles(client: ClientBase, options: { database: strin
 /**
  * Runs `work` while this session holds the advisory lock `key` of its database, so that any number of processes may call at once. `client` is idle before and after.
  *
- * Rejects with what `work` threw. A session that is lost meanwhile releases its lock by itself.
+ * Rejects with what `work` threw. A session that is lost meanwhile releases its lock by itself; one whose machine is gone closes no connection, so the server ends it where it says nothing for a while.
  */
 export async function holdingLock<T>(client: ClientBase, key: string, work: () => Promise<T>): Promise<T> {
+  const set = (patience: string): Promise<unknown> => client.query(idleSettings.map((name) => `SET ${name} = ${patience}`).join('; '));
+  await set(HOLDER_PATIENCE);
   await client.query('SELECT pg_advisory_lock($1)', [key]);
   try {
     return await work();
   } finally {
     await client.query('SELECT pg_advisory_unlock($1)', [key]).catch(() => undefined);
+    await set('DEFAULT').catch(() => undefined);
   }
 }
 

@@ -1,9 +1,11 @@
 import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import type { Client } from 'pg';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from 'pg';
 import t from 'tap';
 import { adminConnection, assertDurable, connectionFor, databaseOf, withDatabase } from '../../../platform-adapters/postgres/connect.ts';
-import { PROCESS_ROLES, ensureRoles, quoteIdentifier, roleName } from '../../../platform-adapters/postgres/roles.ts';
+import { PROCESS_ROLES, ensureRoles, holdingLock, quoteIdentifier, roleName } from '../../../platform-adapters/postgres/roles.ts';
 import { freshDatabase, withClient, type FreshDatabase } from '../../support/database.ts';
+import { Relay } from '../../support/relay.ts';
 
 function asOwner<T>(fresh: FreshDatabase, work: (client: Client) => Promise<T>): Promise<T> {
   return withClient(adminConnection(fresh.adminUrl), work);
@@ -32,6 +34,28 @@ t.test('twenty at once make one set of passwords, and later runs keep it', async
   t.equal(readFileSync(fresh.rolesFile, 'utf8'), made);
   t.equal(statSync(fresh.rolesFile).mode & 0o777, 0o600);
   for (const role of PROCESS_ROLES) await t.resolves(withClient(fresh.connect(role), (client) => client.query('SELECT 1')));
+});
+
+t.test('a machine that is gone, and closed no connection, keeps the others waiting for a while only', { timeout: 120_000 }, async (t) => {
+  const fresh = await freshDatabase(t, { migrated: false });
+  const relay = await Relay.open(t, fresh.adminUrl);
+  const gone = new Client(adminConnection(relay.url));
+  gone.on('error', () => undefined);
+  await gone.connect();
+  const { promise: holds, resolve: hold } = Promise.withResolvers<undefined>();
+  void holdingLock(gone, '42', () => {
+    relay.silence(true);
+    hold(undefined);
+    return new Promise(() => undefined);
+  });
+  await holds;
+  const held = asOwner(fresh, async (client) => {
+    const answer = await holdingLock(client, '42', async () => 'held');
+    const { rows } = await client.query<{ setting: string }>(`SELECT setting FROM pg_settings WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout')`);
+    t.same(rows, [{ setting: '0' }, { setting: '0' }], 'and who held it may be idle again');
+    return answer;
+  });
+  t.equal(await Promise.race([held, sleep(60_000, 'late', { ref: false })]), 'held');
 });
 
 t.test('a crash after the file and before the roles is gone on from', async (t) => {
