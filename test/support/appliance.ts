@@ -201,6 +201,13 @@ export class Appliance {
     return result;
   }
 
+  /** Whoever read its output is gone. */
+  closeOutput(): void {
+    const { child } = this.#running();
+    child.stdout!.destroy();
+    child.stderr!.destroy();
+  }
+
   /** Kills the process where it stands. An embedded PostgreSQL lives on, as it does in an accident. */
   async kill9(): Promise<void> {
     const { ended } = this.#running();

@@ -19,6 +19,7 @@ import type { DatabaseAccess } from './database.ts';
 import { prepareDevelopment, renewRevocationList } from './development.ts';
 import { makeHome } from './home.ts';
 import { listen } from './listen.ts';
+import { goOnWithoutReader } from './output.ts';
 import type { Ports } from './process.ts';
 import { startSequencer } from './sequencer.ts';
 import { startWorker } from './worker.ts';
@@ -40,6 +41,7 @@ export interface ServeOptions {
  */
 export async function serve({ home, config, env, print }: ServeOptions): Promise<void> {
   const log = createLog(config.log.level);
+  goOnWithoutReader();
   const stopSignal = untilSignal();
   const unwanted = new AbortController();
   void stopSignal.then(() => unwanted.abort());

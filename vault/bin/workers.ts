@@ -17,6 +17,7 @@ import type { Config } from '../config.ts';
 import { TicketSecret, makeSecret, ticketRotationMs } from '../ticket-secret.ts';
 import type { DatabaseAccess } from './database.ts';
 import { explain } from './explain.ts';
+import { goOnWithoutReader } from './output.ts';
 import type { Ports } from './process.ts';
 import { startSequencer } from './sequencer.ts';
 import { startWorker } from './worker.ts';
@@ -283,6 +284,7 @@ export async function runWorkerProcess(): Promise<number> {
     process.stderr.write('cofre worker: is for cofre serve to start\n');
     return 2;
   }
+  goOnWithoutReader();
   // They may reach the whole group, from a terminal or from who runs it as a service. The primary decides who ends when: a sequencer that went with the first
   // would sign nothing of what the others leave. Who has something to reload listens as well.
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => undefined);
