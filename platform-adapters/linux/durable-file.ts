@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
  *
  * @throws what the file system says, a full disk for one; the old file stands then.
  */
-export function replaceFile(path: string, text: string, mode: number): void {
+export function replaceFile(path: string, text: string | Uint8Array, mode: number): void {
   renameSync(writeBeside(path, text, mode), path);
   flushFolder(dirname(path));
 }
@@ -18,7 +18,7 @@ export function replaceFile(path: string, text: string, mode: number): void {
  *
  * @throws what the file system says, and leaves nothing.
  */
-export function writeBeside(path: string, text: string, mode: number): string {
+export function writeBeside(path: string, text: string | Uint8Array, mode: number): string {
   const name = `${path}.${process.pid}-${randomUUID()}.tmp`;
   const fd = openSync(name, 'wx', mode);
   try {

@@ -11,6 +11,7 @@ import { describe } from '../../platform-adapters/telemetry/log.ts';
 import type { Log } from '../../platform-adapters/telemetry/log.ts';
 import { ConfigError } from '../config.ts';
 import type { Config } from '../config.ts';
+import { mendTokens } from './soft-token.ts';
 
 /**
  * Completes the state of a development vault under `home`. Whatever exists is kept, whatever an earlier, killed run left half-made
@@ -43,6 +44,8 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
   process.env['SOFTHSM2_CONF'] ??= join(home, 'hsm/softhsm2.conf');
   if (!existsSync(config.hsm.module)) throw new ConfigError(`hsm.module: ${config.hsm.module} is not there: install SoftHSM2 (Debian: apt-get install softhsm2)`);
 
+  if (existsSync(done)) mendTokens(home);
+
   // The marker is written last: a run that was killed in the middle of the ceremony is resumed.
   const domains = keyDomains(config);
   const before = existsSync(done) ? domainsOf(done) : [];
@@ -60,6 +63,7 @@ export async function prepareDevelopment(home: string, config: Config): Promise<
     );
     // SoftHSM2 does not flush what it writes. From here on cards depend on it, and on the PIN.
     flushTree(join(home, 'hsm/tokens'));
+    mendTokens(home);
     replaceFile(done, `${JSON.stringify({ domains, ...report }, null, 2)}\n`, 0o600);
   }
   pin.fill(0);

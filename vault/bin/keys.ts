@@ -13,6 +13,7 @@ import { milliseconds } from '../config.ts';
 import { connectionOf, endInTime } from './database.ts';
 import { readPin } from './development.ts';
 import type { ProcessOptions } from './process.ts';
+import { mendTokens } from './soft-token.ts';
 
 /** Events of the key layer that belong in the log: a key came to be, or may be in the HSM without a row that names it, the HSM went or came, somebody turned a counter back. */
 const auditedKeyEvents: ReadonlySet<string> = new Set(['data_key_made', 'fingerprint_key_made', 'key_object_unsettled', 'key_object_left', 'data_key_lease_count_went_back', 'hsm_away', 'hsm_back']);
@@ -55,6 +56,8 @@ export async function openKeys(stack: AsyncDisposableStack, { home, config, acce
   stack.defer(() => endInTime(pool));
   const seals = config.roles.includes('tokenize');
   const opens = config.roles.includes('detokenize');
+  // One process may be killed as it logs in, and its successor is to find the token.
+  if (config.profile === 'development') mendTokens(home);
   const keyring = await openKeyring({
     modulePath: config.hsm.module,
     tokenLabel: config.hsm.token_label,
