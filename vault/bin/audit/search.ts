@@ -10,7 +10,8 @@ export const searchCommand: Command = {
   help: `cofre audit search [--token T] [--caller URI] [--tenant NAME] [--action A] [--outcome O] [--code C] [--purpose P] [--from TIME] [--to TIME] [options]
 
 Prints the entries that match all of it, newest first, as JSON: the log's origin, their index in it, and what they say. After a restore from
-a backup the logs before the one in use are searched too, as far as the database has them. The search is an entry of the log itself.
+a backup the logs before the one in use are searched too, as far as the database has them. The search is an entry of the log itself. What it shows is
+what the database says: that the log holds an entry, and so, cofre audit prove shows.
 
   --token TOKEN   entries that name this token, the one of its making too
   --caller URI    SPIFFE id of the caller; --tenant NAME, --action NAME, --code CODE and --purpose NAME as entries say them
