@@ -270,12 +270,15 @@ export class GroupCommit<Operation, Outcome> {
     const { observer, limits } = this.#options;
     for (let retries = 0; ; ) {
       // Members whose callers gave up in the meantime are certain not to be committed, so they leave the group.
-      const members = group.filter((waiting) => !waiting.answered);
-      if (members.length === 0) return;
-      if (!(await this.#haveSession(members))) {
-        for (const waiting of members) fail(waiting, 'store_unavailable');
+      const left = group.filter((waiting) => !waiting.answered);
+      if (left.length === 0) return;
+      if (!(await this.#haveSession(left))) {
+        for (const waiting of left) fail(waiting, 'store_unavailable');
         return;
       }
+      // Those that waited too long for the session were told that nothing of them was or will be written.
+      const members = left.filter((waiting) => !waiting.answered);
+      if (members.length === 0) return;
       if (hurryUntil !== null && performance.now() > hurryUntil) {
         for (const waiting of members) fail(waiting, 'store_unavailable');
         return;

@@ -368,6 +368,31 @@ t.test('operations that wait for a database that is away are refused in time, an
   await bench.verify(t, 'served');
 });
 
+t.test('of a group that waits for the database again, who was refused meanwhile is not committed with the rest', async (t) => {
+  const { proxy, bench } = await struck(t, { limits: { maxWaitMs: 1000 } });
+  proxy.away = true;
+  proxy.cutAll();
+  // Before anything is asked for, or the first one would be a group of its own.
+  await until(() => bench.commit.awayMs() > 0, 'the loss of the session');
+  const [first, second] = [operation(), operation()];
+  const impatient = bench.run(first);
+  await sleep(500);
+  const patient = bench.run(second);
+  // Both come into one group, whose session is lost before anything of it is committed.
+  let struckAt = 0;
+  proxy.judge = ({ query }) => {
+    if (query !== begin || (struckAt += 1) > 1) return 'pass';
+    proxy.away = true;
+    return 'cut';
+  };
+  proxy.away = false;
+  t.equal(await impatient, 'store_unavailable');
+  t.equal(struckAt, 1, 'in the group');
+  proxy.away = false;
+  t.equal(await patient, 'committed');
+  await bench.verify(t, 'the one that was refused stands nowhere');
+});
+
 t.test('the close of a writer whose COMMIT was lost and whose database is away ends, and leaves nobody waiting', async (t) => {
   const { proxy, bench } = await struck(t);
   onCommit(proxy, 'cut', 1, () => (proxy.away = true));
