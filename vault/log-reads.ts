@@ -60,16 +60,28 @@ export class LogReads {
 
   async #round(all: boolean): Promise<void> {
     const time = this.#options.now().getTime();
-    for (const [key, reads] of this.#reads) {
-      // A clock that was set back does not keep a reader's minute open for longer.
-      if (!all && Math.abs(time - reads.since.getTime()) < minuteMs) continue;
+    // A clock that was set back does not keep a reader's minute open for longer.
+    const due = Array.from(this.#reads).filter(([, { since }]) => all || Math.abs(time - since.getTime()) >= minuteMs);
+    for (const [key, reads] of due) {
+      // What is read while the entry is written is of the reader's next one: this one would not name it.
+      this.#reads.delete(key);
       try {
         await this.#options.write(entryOfReads(reads, this.#options.now()));
-        this.#reads.delete(key);
       } catch {
-        // The log takes nothing just now: tried again in the next round.
+        // The log takes nothing just now: tried again in the next round, with what came meanwhile.
+        this.#keep(key, reads);
       }
     }
+  }
+
+  #keep(key: string, reads: Reads): void {
+    const later = this.#reads.get(key);
+    if (later !== undefined) {
+      reads.checkpoints += later.checkpoints;
+      reads.tiles += later.tiles;
+      for (const { from, to } of later.ranges) addRange(reads.ranges, from, to);
+    }
+    this.#reads.set(key, reads);
   }
 }
 
