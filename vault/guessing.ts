@@ -44,6 +44,8 @@ const dayMs = 86_400_000;
 const alarmMs = 60_000;
 /** Rows are seen once they are committed, a while after the moment that they bear: so much is read again each time. */
 const overlapMs = 5000;
+/** Refusals of a group in a day, in caps, after which none of its cards is granted: see `ask`. */
+const capsOfRefusals = 10;
 const sharedARound = 500;
 const readARound = 1000;
 /** 8 MB and 16 MB, touched as the day's groups need them; exempt callers have their own, smaller ones, so that an import leaves no mark on others' counts. */
@@ -61,6 +63,8 @@ interface Day {
   readonly number: number;
   readonly capped: GuessSketch;
   readonly exempt: GuessSketch;
+  /** How often cards of a group were refused, by its hash; few groups ever are. */
+  readonly refusals: Map<number, number>;
   upTo: ReadUpTo;
 }
 
@@ -85,8 +89,11 @@ export class Guessing {
   /**
    * Whether a caller may bring this card. `group` is `Pan.group`, `fingerprint` the card's own. The same card again may come as often as it
    * likes. An exempt caller is counted, and always granted. Never throws, never waits.
+   *
+   * That the same card is granted again tells it from those that are refused: whoever went on beyond the cap would find what the caller brought that day. So a group that was refused
+   * ten times as often as the cap allows cards is `closed` for the day to all of its cards, and no answer tells one from another.
    */
-  ask(tenant: Tenant, caller: string, group: number, fingerprint: Uint8Array, exempt: boolean): 'granted' | 'refused' {
+  ask(tenant: Tenant, caller: string, group: number, fingerprint: Uint8Array, exempt: boolean): 'granted' | 'refused' | 'closed' {
     const time = this.#options.now().getTime();
     const number = Math.floor(time / dayMs);
     if (number !== this.#day.number) this.#day = this.#dayOf(time);
@@ -99,11 +106,15 @@ export class Guessing {
       if (day.exempt.add(this.#hash, tenant.id, fingerprint, false) === 'beyond') this.#options.observer.exceeded();
       return 'granted';
     }
-    if (day.capped.add(this.#hash, tenant.id, fingerprint, true) !== 'beyond') return 'granted';
+    const name = (this.#hash.low >>> 0) * 2 ** 21 + (this.#hash.high >>> 11);
+    const refusals = day.refusals.get(name) ?? 0;
+    const isClosed = refusals >= capsOfRefusals * this.#options.distinctPerDay;
+    if (!isClosed && day.capped.add(this.#hash, tenant.id, fingerprint, true) !== 'beyond') return 'granted';
+    day.refusals.set(name, refusals + 1);
     state.refused += 1;
     this.#options.observer.refused();
     this.#alarm(caller, state, time);
-    return 'refused';
+    return isClosed ? 'closed' : 'refused';
   }
 
   /** Seconds until the day ends and the counts with it, at least 1: what a refused caller is told to wait. */
@@ -178,7 +189,7 @@ export class Guessing {
 
   #dayOf(time: number): Day {
     const limit = this.#options.distinctPerDay;
-    return { number: Math.floor(time / dayMs), capped: new GuessSketch({ limit, ...sizes }), exempt: new GuessSketch({ limit, ...exemptSizes }), upTo: fromTheStart };
+    return { number: Math.floor(time / dayMs), capped: new GuessSketch({ limit, ...sizes }), exempt: new GuessSketch({ limit, ...exemptSizes }), refusals: new Map(), upTo: fromTheStart };
   }
 
   #newCaller(tenant: Tenant, caller: string): CallerState {

@@ -67,6 +67,8 @@ interface Given {
 /** A card that the caller's cap on guessing refuses, by its fingerprint. */
 interface Guess {
   readonly guess: Buffer;
+  /** Whether nothing may tell it from another card of its group any more. */
+  readonly closed: boolean;
 }
 
 /** What a sealed name can hold, in bytes of UTF-8 (hsm/card-cipher.ts). */
@@ -92,7 +94,7 @@ export async function tokenize(deps: TokenizeDeps, call: Call, pan: Pan | null, 
   const since = performance.now();
   const [item] = await sealCards(deps, call, tenant, [{ pan, input }]);
   deps.stages.keyWork('seal', performance.now() - since);
-  if (item === undefined || 'guess' in item) throw new VaultError('quota_exceeded', { retryAfterSeconds: deps.guessing.secondsToNextDay(), facts: { decision, ...guessesIn(1) } });
+  if (item === undefined || 'guess' in item) throw tooManyGuesses(deps, decision, 1);
   const items = [item];
 
   // 5. Commit, together with whoever waits at the same moment.
@@ -142,6 +144,8 @@ export async function tokenizeBatch(deps: TokenizeDeps, call: Call, given: reado
     stored.push(places[at]!);
   }
   const guesses = sealed.length - items.length;
+  // Whether the key is of this request would tell whether the cards are those that it was used for.
+  if (idempotencyKey !== null && sealed.some((item) => 'guess' in item && item.closed)) throw tooManyGuesses(deps, decision, guesses);
   const idempotency = idempotencyKey === null ? null : idempotencyOf('/v1/tokenize/batch', tenant, call, sealed, good.map(({ input }) => input), idempotencyKey);
   const { items: outcomes, earlier } = await store(deps, { kind: 'tokenize', action: 'tokenize_batch', call, decision, tenant, items, refusedItems, guesses, idempotency, isLastRound: false }, inputs);
   const now = deps.now();
@@ -156,6 +160,10 @@ function authorize(deps: TokenizeDeps, call: Call, action: 'tokenize' | 'tokeniz
   const decision = deps.policy.decide(caller, action, null);
   if (!decision.allowed) throw new VaultError('not_authorized', { facts: { decision } });
   return { decision, tenant: deps.tenants.get(caller.tenant) };
+}
+
+function tooManyGuesses(deps: TokenizeDeps, decision: Decision, guesses: number): VaultError {
+  return new VaultError('quota_exceeded', { retryAfterSeconds: deps.guessing.secondsToNextDay(), facts: { decision, ...guessesIn(guesses) } });
 }
 
 /** Why an item cannot be taken; null if it can. */
@@ -174,11 +182,11 @@ async function sealCards(deps: TokenizeDeps, call: Call, tenant: Tenant, cards: 
   const caller = call.caller!;
   // Asked for each call, as the policies may change.
   const exempt = deps.policy.decide(caller, 'import', null).allowed;
-  const granted = (pan: Pan, fingerprint: Buffer): boolean => deps.guessing.ask(tenant, caller.spiffeId, pan.group, fingerprint, exempt) === 'granted';
+  const ask = (pan: Pan, fingerprint: Buffer): ReturnType<Guessing['ask']> => deps.guessing.ask(tenant, caller.spiffeId, pan.group, fingerprint, exempt);
   for (let from = 0; from < cards.length; from += cardsATurn) {
     if (from > 0) await nextTurn();
     await guarded(async () => {
-      const sealed = cards.slice(from, from + cardsATurn).map((card) => quiet(sealCard(deps, tenant, card, granted)));
+      const sealed = cards.slice(from, from + cardsATurn).map((card) => quiet(sealCard(deps, tenant, card, ask)));
       // In direct custody each card is a trip to the HSM or two, made side by side. With keys in memory there is nothing to wait for, and to wait
       // all the same would cost a batch a tenth.
       for (const item of sealed) items.push(item instanceof Promise ? await item : item);
@@ -187,7 +195,7 @@ async function sealCards(deps: TokenizeDeps, call: Call, tenant: Tenant, cards: 
   return items;
 }
 
-function sealCard(deps: TokenizeDeps, tenant: Tenant, card: Given, granted: (pan: Pan, fingerprint: Buffer) => boolean): TokenizeItem | Guess | Promise<TokenizeItem | Guess> {
+function sealCard(deps: TokenizeDeps, tenant: Tenant, card: Given, ask: (pan: Pan, fingerprint: Buffer) => ReturnType<Guessing['ask']>): TokenizeItem | Guess | Promise<TokenizeItem | Guess> {
   const { keys } = tenant;
   const { pan, input } = card;
   // Copied out of the pool: a system call for each card would cost a thirtieth of a tokenize.
@@ -195,7 +203,8 @@ function sealCard(deps: TokenizeDeps, tenant: Tenant, card: Given, granted: (pan
   const binding = { tenant: tenant.name, cardId };
   const seal = (fingerprint: Buffer): TokenizeItem | Guess | Promise<TokenizeItem> => {
     // Known cards count as well: a guess that hits is one.
-    if (!granted(pan, fingerprint)) return { guess: fingerprint };
+    const standing = ask(pan, fingerprint);
+    if (standing !== 'granted') return { guess: fingerprint, closed: standing === 'closed' };
     const sealedPan = keys.cipher.seal('pan', pan.reveal(), binding);
     const sealedName = input.cardholder === undefined ? null : keys.cipher.seal('name', Buffer.from(input.cardholder, 'utf8'), binding);
     if (!(sealedPan instanceof Promise) && !(sealedName instanceof Promise)) return itemOf(deps, tenant, card, { cardId, fingerprint, sealedPan, sealedName });

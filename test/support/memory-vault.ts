@@ -89,7 +89,7 @@ export interface MemoryVaultOptions {
   readonly connector?: (real: WriterConnector) => WriterConnector;
   readonly limits?: Partial<CommitLimits>;
   /** Whether the caller may bring a card now, as far as guessing goes; by its fingerprint. */
-  readonly guessing?: (fingerprint: Uint8Array) => 'granted' | 'refused';
+  readonly guessing?: (fingerprint: Uint8Array) => 'granted' | 'refused' | 'closed';
 }
 
 /** Opens a writer. Closed with the test. */

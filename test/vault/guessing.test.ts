@@ -91,6 +91,20 @@ t.test('of the numbers that share both ends a caller brings so many, as often as
   t.equal(vault.refused, 20 + 10 + 10 + 10);
 });
 
+t.test('whoever goes on beyond the cap does not find the cards that were brought that day among the others', async (t) => {
+  const vault = new Vault(t, nowhere);
+  const known = 5000;
+  vault.granted(known, 1);
+  let found = 0;
+  for (let serial = 0; serial < 2 * known; serial += 1) if (vault.granted(serial, 1) === 1 && serial === known) found += 1;
+  t.equal(found, 0, 'a card of the day is refused like the others');
+  t.equal(vault.ask(madeCandidate(TEST_RANGES[0], '4242', known)), 'closed');
+  t.equal(vault.granted(0, limit, {}, '4243'), limit, 'other last four digits go on');
+  t.equal(vault.granted(known, 1, { service: 'other' }), 1, 'and other callers');
+  vault.time += 86_400_000;
+  t.equal(vault.granted(known, 1), 1, 'and all of them the next day');
+});
+
 t.test('card numbers that show no first six digits are counted by brand, length and last four', async (t) => {
   const vault = new Vault(t, nowhere, 5);
   for (const length of [12, 13, 14]) {

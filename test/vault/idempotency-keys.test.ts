@@ -65,3 +65,14 @@ t.test('a batch of which some cards were refused for guessing goes on where it i
   const events = await asOwner<{ token: string }>(database, "SELECT event->>'subject' AS token FROM outbox o, json_array_elements(o.events) AS e(event)");
   t.same(events.map(({ token }) => token).sort(), whole!.toSorted(), 'and one event');
 });
+
+t.test('a key does not tell which cards it was used for, once nothing else may', async (t) => {
+  const database = await freshDatabase(t);
+  let standing: 'granted' | 'refused' | 'closed' = 'granted';
+  const vault = await openVault(t, database, { guessing: () => standing });
+  await vault.batch([{ card: 1 }], 'a key');
+  standing = 'closed';
+  t.equal(await codeOf(vault.batch([{ card: 1 }], 'a key')), 'quota_exceeded', 'the card of the key');
+  t.equal(await codeOf(vault.batch([{ card: 2 }], 'a key')), 'quota_exceeded', 'another one');
+  t.same(await vault.batch([{ card: 1 }, { card: 2 }]), ['quota_exceeded', 'quota_exceeded'], 'and without a key each is refused alone');
+});
