@@ -17,6 +17,7 @@ t.test('of the development set', async (t) => {
   t.same(named, {
     callers: [spiffe('acme', 'checkout'), spiffe('acme', 'getnet'), spiffe('globex', 'checkout'), spiffe('platform', 'auditor'), spiffe('platform', 'operator-a'), spiffe('platform', 'operator-b')],
     tenants: ['acme', 'globex', 'platform'],
+    services: [],
   });
   const grants = grantsOf(await open(), named);
   t.same(
@@ -44,6 +45,20 @@ t.test('what is open to callers that no policy names is told of them', async (t)
   const set = await open({ 'open.cedar': '@id("anyone-validates") permit (principal, action == Cofre::Action::"validate", resource) when { principal.tenant == "globex" };' });
   const grants = grantsOf(set, namedBy(set.files));
   t.same(grants.filter(({ policies }) => policies.includes('anyone-validates')).map(({ caller, tenant }) => [caller, tenant]), [[spiffe('globex', 'checkout'), 'globex'], ['any other service of tenant globex', 'globex']]);
+});
+
+t.test('a caller whom a policy knows by its tenant or service alone is told of', async (t) => {
+  const set = await open({
+    'words.cedar': `@id("billing-detokenizes") permit (principal, action == Cofre::Action::"detokenize", resource == Cofre::Tenant::"acme") when { principal.service == "billing" && context.purpose == Cofre::Purpose::"refund" };
+      @id("initech-validates") permit (principal, action == Cofre::Action::"validate", resource) when { ["initech"].contains(principal.tenant) };
+      @id("checkout-reads") permit (principal, action == Cofre::Action::"metadata", resource) when { principal.service == "checkout" };`,
+  });
+  const grants = grantsOf(set, namedBy(set.files));
+  const by = (id: string): string[] => grants.filter(({ policies }) => policies.includes(id)).map(({ caller, tenant }) => `${caller}: ${tenant}`);
+  t.same(by('billing-detokenizes'), ['service billing of tenant acme: acme']);
+  t.same(by('initech-validates'), ['any other service of tenant initech: initech']);
+  t.same(by('checkout-reads').filter((line) => /acme|platform/u.test(line)), [`${spiffe('acme', 'checkout')}: acme`, 'service checkout of tenant platform: platform'], 'each once');
+  t.same(differenceOf(grantsOf(await open(), namedBy(set.files)), grants).gained.filter(({ action }) => action === 'detokenize').map(({ caller, purpose }) => `${caller} ${purpose}`), ['service billing of tenant acme refund']);
 });
 
 t.test('a difference is what somebody gains or loses, and not how it is written', async (t) => {

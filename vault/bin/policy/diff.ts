@@ -1,5 +1,5 @@
 /** `cofre policy diff`: what a change of policies gives and takes away. */
-import { differenceOf, grantsOf, namedBy } from '../../access-review.ts';
+import { differenceOf, grantsOf, namedBy, namedByBoth } from '../../access-review.ts';
 import { vaultHelp, vaultOptions } from '../audit/vault-and-copy.ts';
 import type { Call, Command } from '../command-group.ts';
 import { grantsTable } from './grants-table.ts';
@@ -21,8 +21,7 @@ ${vaultHelp}`,
 
 async function run(call: Call): Promise<number> {
   const [before, after] = [await openSet(call, call.words[0]!), await openSet(call, call.words[1]!)];
-  const names = [namedBy(before.files), namedBy(after.files)];
-  const both = { callers: [...new Set(names.flatMap(({ callers }) => callers))].sort(), tenants: [...new Set(names.flatMap(({ tenants }) => tenants))].sort() };
+  const both = namedByBoth(namedBy(before.files), namedBy(after.files));
   const { gained, lost } = differenceOf(grantsOf(before, both), grantsOf(after, both));
   if (call.flags.has('json')) process.stdout.write(`${JSON.stringify({ before: before.digest, after: after.digest, gained, lost })}\n`);
   else if (gained.length + lost.length === 0) process.stdout.write('both allow the same\n');

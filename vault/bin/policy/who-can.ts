@@ -1,7 +1,7 @@
 /** `cofre policy who-can`: the access review, of today or of a past moment. */
 import type { LogsAnswer } from '../../../audit/search-logs.ts';
 import { grantsOf, namedBy } from '../../access-review.ts';
-import { actions, purposes } from '../../policy.ts';
+import { actions, callersNamedIn, purposes } from '../../policy.ts';
 import { readSearchTime } from '../../search-time.ts';
 import { vaultFiles, vaultHelp, vaultOptions } from '../audit/vault-and-copy.ts';
 import { UsageError } from '../command-group.ts';
@@ -14,8 +14,9 @@ export const whoCanCommand: Command = {
 
 Prints who may do something (${actions.join(', ')}; everything unless named), for which
 purpose, with whose cards, and by which policies. "any other service of tenant acme" is a caller that no policy names.
+A caller that policies know by a pattern alone is told of only where --caller names it.
 
-  --caller URI      only of this caller
+  --caller URI      only of this caller, whether a policy names it or not
   --purpose NAME    only for this purpose
   --tenant NAME     only with cards of this tenant
   --policies SET    a folder, or the digest of a set that a vault had in force; the home's own folder unless named
@@ -38,7 +39,8 @@ async function run(call: Call): Promise<number> {
   if (at !== undefined && readSearchTime(at) === null) throw new UsageError('--at is no time of UTC that there is, like 2026-11-25 or 2026-11-25T10:00:00Z');
   const since = at === undefined ? null : await inForceAt(call, at);
   const set = await openSet(call, since?.digest ?? policies ?? configuredFolder(call));
-  const grants = grantsOf(set, namedBy(set.files)).filter(
+  const named = namedBy(set.files);
+  const grants = grantsOf(set, caller === undefined ? named : { ...named, callers: callersNamedIn(`"${caller}"`).map(({ spiffeId }) => spiffeId) }).filter(
     (grant) => (action === undefined || grant.action === action) && (purpose === undefined || grant.purpose === purpose) && (tenant === undefined || grant.tenant === tenant) && (caller === undefined || grant.caller === caller),
   );
   if (call.flags.has('json')) process.stdout.write(`${JSON.stringify({ digest: set.digest, ...(since === null ? {} : { in_force_since: since.time, entry: { origin: since.origin, index: since.index } }), grants })}\n`);
