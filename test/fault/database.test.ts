@@ -1,8 +1,12 @@
 /** PostgreSQL lost in mid-load, in every way that it can be: nothing acknowledged is lost, and nothing is done twice. */
+import { appendFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
 import t from 'tap';
 import { startAppliance, until } from '../support/appliance.ts';
 import { reckon, startCardLoad } from '../support/card-load.ts';
+import { readLog } from '../support/log-reader.ts';
 
 const appliance = await startAppliance(t);
 
@@ -88,4 +92,24 @@ await t.test('a log that the database refuses is said to be, and is written agai
   await asSuperuser((client) => client.query('ALTER TABLE batches DROP CONSTRAINT full_disk'));
   await until(async () => (await ready()).ok, 'the log to be written again');
   t.equal((await checkout.post('/v1/validate', { token: 'x' })).status, 200);
+});
+
+await t.test('a set of policies that comes into force while nothing can be written is named in the log once it can be', { timeout: 60_000 }, async (t) => {
+  const status = async (): Promise<{ status: number; digest: unknown }> => {
+    const reply = await appliance.client('auditor', { admin: true }).get('/v1/status');
+    return { status: reply.status, digest: reply.json()['policy_digest'] };
+  };
+  const { digest: before } = await status();
+  await asSuperuser((client) => client.query('ALTER TABLE batches ADD CONSTRAINT full_disk CHECK (writer IS NULL) NOT VALID'));
+  t.equal((await appliance.client('checkout').post('/v1/validate', { token: 'x' })).status, 503);
+  appendFileSync(join(appliance.home, 'policies/acme.cedar'), '\n// Another set, by its digest.\n');
+  appliance.signal('SIGHUP');
+  await sleep(2000);
+  await asSuperuser((client) => client.query('ALTER TABLE batches DROP CONSTRAINT full_disk'));
+  await until(async () => (await status()).status === 200, 'the log to be written again');
+  const { digest: after } = await status();
+  t.not(after, before, 'it is in force');
+  await sleep(2000);
+  const named = (await readLog(appliance)).filter(({ value }) => value['action'] === 'policy.reload').map(({ value }) => (value['detail'] as { policies: string }).policies);
+  t.same(named, [after]);
 });

@@ -21,7 +21,7 @@ import { Lane } from '../lane.ts';
 import { LogReads } from '../log-reads.ts';
 import { NumericSpace } from '../numeric-space.ts';
 import { loadPolicy } from '../policy.ts';
-import type { Policy } from '../policy.ts';
+import type { Policy, PolicyFiles } from '../policy.ts';
 import { keepPolicySet } from '../policy-store.ts';
 import { quotaRules, sweepQuotas } from '../quota.ts';
 import { referenceRules, sweepReferences } from '../references.ts';
@@ -47,6 +47,7 @@ import { addConnectionGauges, addGauges, freshnessOf, readinessOf } from './read
 import type { ProcessOptions, VaultProcess } from './process.ts';
 import { serveLog } from './serving-log.ts';
 import { watchLog } from './log-watching.ts';
+import { PolicyTelling } from './policy-telling.ts';
 import { openWriter, tryAgain } from './writers.ts';
 
 /** Tokens past their end that one transaction marks. */
@@ -89,8 +90,8 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
   await options.sequenced;
 
   // Before the log names them: whoever reads there who could do what finds them by their digest.
-  const keepPolicies = (): Promise<void> => asClient(connectionOf(access, firstRole), 'DATABASE_URL', (client) => keepPolicySet(client, policy.digest, policy.files, now()));
-  await keepPolicies();
+  const keepPolicies = (digest: string, files: PolicyFiles): Promise<void> => asClient(connectionOf(access, firstRole), 'DATABASE_URL', (client) => keepPolicySet(client, digest, files, now()));
+  await keepPolicies(policy.digest, policy.files);
 
   // Writers. Batches have one of their own, so that single calls do not wait for a thousand cards to be written.
   const context = { home, config, access, signer: keyring.logSigner, log, metrics, now, index, policies: policy.digest };
@@ -232,7 +233,9 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
         ports.api = await listenSecure(api, host, apiPort, 'API', 'COFRE_API_PORT');
         stack.defer(() => drain(api, milliseconds(drainTimeout)));
       }
-      watchFiles(hangUps, { revocation, policy, keepPolicies, listeners, record, log, now });
+      const telling = new PolicyTelling({ keep: keepPolicies, record, failed: (error) => log.error('the policies in force are not in the log yet', { error: describe(error) }), now, retryMs: 1000 });
+      stack.defer(() => telling.close());
+      watchFiles(hangUps, { revocation, policy, telling, listeners, log });
       sweep(stack, options, tenants, batching, now);
       return ports;
     },
@@ -242,15 +245,13 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
 interface Watched {
   readonly revocation: RevocationList;
   readonly policy: Policy;
-  readonly keepPolicies: () => Promise<void>;
+  readonly telling: PolicyTelling;
   readonly listeners: readonly TlsListener[];
-  readonly record: (entry: Entry) => Promise<void>;
   readonly log: Log;
-  readonly now: () => Date;
 }
 
 /** What changes while it runs: the revocation list and the certificates when their files do, all of them and the policies on SIGHUP. */
-function watchFiles(hangUps: HangUps, { revocation, policy, keepPolicies, listeners, record, log, now }: Watched): void {
+function watchFiles(hangUps: HangUps, { revocation, policy, telling, listeners, log }: Watched): void {
   const closeRevoked = (serials: ReadonlySet<string>): number => listeners.reduce((closed, tls) => closed + tls.closeRevoked(serials), 0);
   revocation.watch(1000, ({ outcome, reason, newlyRevoked }) => {
     if (outcome === 'refused') log.error('the revocation list was not reloaded', { reason: reason ?? '' });
@@ -261,10 +262,7 @@ function watchFiles(hangUps: HangUps, { revocation, policy, keepPolicies, listen
     void (async () => {
       const refused = await policy.reload();
       if (refused !== null) log.error('the policies were not reloaded', { reason: refused });
-      else {
-        await keepPolicies().catch((error: unknown) => log.error('the policies in force were not kept in the database', { error: describe(error) }));
-        await record({ action: 'policy.reload', at: now(), outcome: 'allowed', detail: { policies: policy.digest } }).catch(() => undefined);
-      }
+      else telling.tell(policy);
       await Promise.all([revocation.reload().then(({ newlyRevoked }) => closeRevoked(newlyRevoked)), ...listeners.map((tls) => tls.reload())]);
     })();
   };
