@@ -30,11 +30,14 @@ export class LogReads {
   /** By SPIFFE id and certificate. */
   readonly #reads = new Map<string, Reads>();
   readonly #timer: NodeJS.Timeout;
-  #running: Promise<void> = Promise.resolve();
+  #round: Promise<void> | null = null;
 
   constructor(options: LogReadsOptions) {
     this.#options = options;
-    this.#timer = setInterval(() => void this.#sumUp(false), 1000).unref();
+    this.#timer = setInterval(() => {
+      // While the log takes nothing a round lasts longer than this: rounds that piled up would hold up the end of the process.
+      this.#round ??= this.#sumUp(false).finally(() => (this.#round = null));
+    }, 1000).unref();
   }
 
   /** Notes what `call` reads: the checkpoint, a tile of hashes, or the entries `from` to `to` (exclusive). */
@@ -50,15 +53,11 @@ export class LogReads {
   /** Writes what was noted so far. To be called once no more calls come. Never throws. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    await this.#round;
     await this.#sumUp(true);
   }
 
-  #sumUp(all: boolean): Promise<void> {
-    this.#running = this.#running.then(() => this.#round(all));
-    return this.#running;
-  }
-
-  async #round(all: boolean): Promise<void> {
+  async #sumUp(all: boolean): Promise<void> {
     const time = this.#options.now().getTime();
     // A clock that was set back does not keep a reader's minute open for longer.
     const due = Array.from(this.#reads).filter(([, { since }]) => all || Math.abs(time - since.getTime()) >= minuteMs);

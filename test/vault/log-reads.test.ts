@@ -1,4 +1,5 @@
 /** The entries for those who read the log: whatever is read is in one of them, also what is read while one is written. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import type { Entry } from '../../audit/entry.ts';
 import type { Call } from '../../vault/call.ts';
@@ -11,6 +12,25 @@ const call: Call = {
   caller: { spiffeId: 'spiffe://cofre.dev/tenant/platform/service/auditor', tenant: 'platform', service: 'auditor', serial: '1f', notAfter: new Date('2030-01-01') },
   from: '127.0.0.1',
 };
+
+t.test('while a log takes nothing rounds do not pile up for the end of the process', async (t) => {
+  let tries = 0;
+  const reads = new LogReads({
+    now: () => new Date('2026-11-24T10:01:00Z'),
+    write: async () => {
+      tries += 1;
+      // Longer than it is from one look to the next.
+      await sleep(2500);
+      throw new VaultError('store_unavailable');
+    },
+  });
+  reads.note(call, ['auditor-reads-the-log'], 'checkpoint');
+  await sleep(3200);
+  const before = tries;
+  await reads.close();
+  t.ok(tries - before <= 2, `${tries - before} more at the end`);
+  t.ok(before >= 1);
+});
 
 /** Reads whose entries `write` takes, and the first of which finds the log as `first` says. */
 function readsThat(entries: Entry[], first: () => Promise<void>): LogReads {
