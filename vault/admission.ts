@@ -99,12 +99,14 @@ export class Admission {
       this.#gone(request);
     });
     if (share.requests >= this.#limits.maxRequestsPerCaller) {
+      // It has no place, but its answer must be read like any other.
+      (request as Admitted)[placeOf] = { ...placeOfShare(caller, share), free: true, dealtWith: true };
       discard(request);
       this.#report('too many requests of one caller');
       refuse(response, !alone);
       return false;
     }
-    (request as Admitted)[placeOf] = { caller, share, bodyBytes: 0, free: false, dealtWith: false, gone: false, unreadSince: null, whenGone: [] };
+    (request as Admitted)[placeOf] = placeOfShare(caller, share);
     share.requests += 1;
     this.#shares.set(caller, share);
     return true;
@@ -197,7 +199,7 @@ export class Admission {
     if (place === undefined || place.gone) return;
     place.gone = true;
     for (const then of place.whenGone) then();
-    if (place.dealtWith) this.#free(place);
+    if (place.dealtWith && !place.free) this.#free(place);
   }
 
   #free(place: Place): void {
@@ -208,6 +210,10 @@ export class Admission {
     share.requests -= 1;
     if (share.requests === 0) this.#shares.delete(place.caller);
   }
+}
+
+function placeOfShare(caller: string, share: Share): Place {
+  return { caller, share, bodyBytes: 0, free: false, dealtWith: false, gone: false, unreadSince: null, whenGone: [] };
 }
 
 function discard(request: IncomingMessage): void {

@@ -237,6 +237,36 @@ t.test('a connection whose client does not read its answer is closed in time, an
   t.same(server.refusals, ['an answer was not read']);
 });
 
+t.test('neither does a client keep its connection by not reading that it was turned away', async (t) => {
+  const server = await serve(t, 1);
+  const deaf = await server.connect();
+  deaf.write(get('before'));
+  const { request, response } = await server.until('before');
+  response.end();
+  server.admission.dealtWith(request);
+  await status(deaf);
+  deaf.pause();
+  // What it has not read of earlier answers.
+  request.socket.write(Buffer.alloc(32 * 1024 * 1024));
+  (await server.connect()).write(get('elsewhere'));
+  await server.until('elsewhere');
+  deaf.write(get('one too many'));
+  await until(() => server.refusals.length === 1, 'the refusal');
+  server.admission.closeUnread(1000, 5000);
+  t.notOk(request.socket.destroyed);
+  server.admission.closeUnread(1000, 6000);
+  t.ok(request.socket.destroyed);
+  t.same(server.refusals, ['too many requests of one caller', 'an answer was not read']);
+  await once(request.socket, 'close');
+  const held = server.admitted.get('elsewhere')!;
+  t.notOk(held.request.socket.destroyed);
+  t.notOk(await hasPlace(server, 'still one'), 'and no place is free for it');
+  server.admission.dealtWith(held.request);
+  held.response.end();
+  await once(held.response, 'close');
+  t.ok(await hasPlace(server, 'after'));
+});
+
 t.test('bodies of one caller take so many bytes together, until their requests are gone, however they go', async (t) => {
   let callers = 0;
   const nameOf = new WeakMap<Socket, string>();
