@@ -1,5 +1,5 @@
 /**
- * Entries for those who read the log: one for each reader and minute, with what was read of it. PCI DSS asks for access to the log itself to be
+ * Entries for those who read the log: one for each reader, address and minute, with what was read of it. PCI DSS asks for access to the log itself to be
  * in the log. If the process dies, the reads of its last minute are not told of.
  */
 import type { Entry } from '../audit/entry.ts';
@@ -27,7 +27,7 @@ const maxRanges = 50;
 
 export class LogReads {
   readonly #options: LogReadsOptions;
-  /** By SPIFFE id and certificate. */
+  /** By SPIFFE id, certificate and address: each is in the entry. */
   readonly #reads = new Map<string, Reads>();
   readonly #timer: NodeJS.Timeout;
   #round: Promise<void> | null = null;
@@ -42,7 +42,7 @@ export class LogReads {
 
   /** Notes what `call` reads: the checkpoint, a tile of hashes, or the entries `from` to `to` (exclusive). */
   note(call: Call, policies: readonly string[], what: 'checkpoint' | 'tile' | { readonly from: number; readonly to: number }): void {
-    const key = `${call.caller?.spiffeId ?? ''} ${call.caller?.serial ?? ''}`;
+    const key = `${call.caller?.spiffeId ?? ''} ${call.caller?.serial ?? ''} ${call.from}`;
     let reads = this.#reads.get(key);
     if (reads === undefined) this.#reads.set(key, (reads = { since: call.at, call, policies, checkpoints: 0, tiles: 0, ranges: [] }));
     if (what === 'checkpoint') reads.checkpoints += 1;

@@ -13,6 +13,15 @@ const call: Call = {
   from: '127.0.0.1',
 };
 
+t.test('what one certificate reads from two addresses is told of each', async (t) => {
+  const entries: Entry[] = [];
+  const reads = readsThat(entries, async () => undefined);
+  reads.note(call, ['auditor-reads-the-log'], { from: 0, to: 256 });
+  reads.note({ ...call, from: '192.0.2.7' }, ['auditor-reads-the-log'], { from: 256, to: 512 });
+  await reads.close();
+  t.match(entries, [{ from: '127.0.0.1', detail: { entries: '0-255' } }, { from: '192.0.2.7', detail: { entries: '256-511' } }]);
+});
+
 t.test('while a log takes nothing rounds do not pile up for the end of the process', async (t) => {
   let tries = 0;
   const reads = new LogReads({
