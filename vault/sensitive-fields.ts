@@ -5,11 +5,11 @@
  * "PIN", "PIN Block", "Track Data". SAD is the card verification code, the PIN or PIN block, and the full track from the
  * stripe or its equivalent on the chip. The brands name the code CAV2 (JCB), CVC2 (Mastercard), CVN2 (UnionPay), CVV2 (Visa),
  * CID (American Express, Discover), CVE (Elo), CVP2 (Mir), CVD (Discover). The further spellings are what public payment
- * APIs use. `pincode` is left out: in India that is the postal code.
+ * APIs use, those of Brazil and its neighbours among them. `pincode` is left out: in India that is the postal code.
  */
 
 const CODES = [
-  'cav', 'cav2', 'cvc', 'cvc2', 'cvv', 'cvv2', 'cvn', 'cvn2', 'cid', 'csc', 'cve', 'cve2', 'cvd', 'cvd2', 'cvp', 'cvp2',
+  'cav', 'cav2', 'cvc', 'cvc2', 'cvv', 'cvv2', 'cvn', 'cvn2', 'cid', 'csc', 'cve', 'cve2', 'cvd', 'cvd2', 'cvp', 'cvp2', 'cv2',
   'ccv', 'ccv2', 'icvv', 'dcvv', 'securitycode', 'verificationvalue', 'pin', 'pinblock',
 ];
 const CODE_PREFIXES = ['', 'card', 'cc', 'creditcard'];
@@ -19,6 +19,7 @@ const OTHERS = [
   'cvvcode', 'cvv2code', 'cvccode', 'cvc2code', 'cvncode', 'cardcvvcode', 'cardcvccode',
   'cardverificationcode', 'cardverificationnumber', 'cardvalidationcode', 'cardvalidationvalue', 'cardvalidationnumber',
   'cardauthenticationvalue', 'cardauthenticationcode', 'cardidentificationcode', 'cardcode', 'cardidcode',
+  'codigoseguranca', 'codigodeseguranca', 'codseguranca', 'codigoseguridad', 'codigodeseguridad',
   'encryptedpin', 'encryptedpinblock', 'pinencrypted', 'pinblockdata', 'epb',
   'track', 'track1', 'track2', 'track3', 'trackone', 'tracktwo', 'tracks', 'trackdata', 'track1data', 'track2data', 'track3data',
   'trackonedata', 'tracktwodata', 'fulltrack', 'fulltrackdata', 'track1equivalentdata', 'track2equivalentdata',

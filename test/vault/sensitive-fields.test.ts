@@ -13,6 +13,7 @@ t.test('names of sensitive authentication data are known in every spelling', asy
     'security_code', 'securityCode', 'card-security-code', 'SECURITY CODE', 'cardVerificationValue', 'card_verification_code', 'verification_value',
     'pin', 'PIN', 'pin_block', 'pinBlock', 'encrypted_pin_block', 'track', 'track1', 'track_2', 'Track2Data', 'track_data', 'track2EquivalentData',
     'magstripe', 'mag_stripe', 'magneticStripeData', 'c_v_v', 'card.cvv', 'payment[card][cvc]', 'card/pin', 'a.cvv.b', '.cvv', 'cvv.', '__cvv__',
+    'CV2', 'card_cv2', 'cv2_number', 'codigo_seguranca', 'codigoDeSeguranca', 'cod_seguranca', 'codigo_seguridad', 'codigo_de_seguridad',
   ]) t.ok(isSensitive(name), name);
 });
 
