@@ -86,11 +86,13 @@ async function inForceAt(call: Call, at: string): Promise<InForce> {
         const answer = await vault.read(`search?${query.toString()}`, maxAnswerBytes);
         if (answer === null) throw new Error('the vault has no log that can be searched');
         const { items, next } = JSON.parse(answer.toString('utf8')) as Pick<LogsAnswer, 'items' | 'next'>;
+        let latest: InForce | null = null;
         for (const { origin, index, entry } of items as readonly { origin: string; index: number; entry: { at: string; detail?: { policies?: unknown } } }[]) {
           const digest = entry.detail?.policies;
-          if (typeof digest === 'string') return { digest, time: entry.at, origin, index };
+          // One that could not be told at once may stand behind that of a later reload, of another process.
+          if (typeof digest === 'string' && (latest === null || entry.at > latest.time)) latest = { digest, time: entry.at, origin, index };
         }
-        if (next === null) return null;
+        if (latest !== null || next === null) return latest;
         before = next;
       }
     }
