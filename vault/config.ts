@@ -9,6 +9,7 @@ import { Type } from 'typebox';
 import type { Static, TSchema } from 'typebox';
 import { Value } from 'typebox/value';
 import { YAMLParseError, parse as parseYaml } from 'yaml';
+import { abuseKinds } from './abuse.ts';
 import { largestBody } from './schemas.ts';
 
 /** The file, or something that it names, cannot be used. The message is one line for the operator. */
@@ -83,6 +84,19 @@ export const ConfigSchema = Type.Object(
     guessing: Section({
       distinct_per_day: Count(200, 1, 2000, 'Distinct card numbers with the same first six and last four digits that a caller may tokenize in a day of UTC; one more is quota_exceeded. Does not bind callers that may import.'),
       merge_interval: Duration('5s', 'How often processes share what they counted.'),
+    }),
+    abuse: Section({
+      unknown_tokens_per_minute: Count(60, 1, 1_000_000, 'Tokens of a caller in a minute that are unknown, or no tokens at all: more are an alert. Counted by each process.'),
+      sequential_tokens: Count(8, 3, 1000, 'Numeric tokens of a caller in a row, each a neighbour of the one before: so many are an alert.'),
+      volume_factor: Count(5, 2, 1000, 'An hour in which a caller asks to open so many times more tokens than in the busiest hour of its last four weeks is an alert.'),
+      volume_floor: Count(1000, 1, 1_000_000_000, 'An hour of at most so many tokens never is.'),
+      volume_days: Count(7, 1, 27, 'A caller whose history is shorter is not judged by it.'),
+      suspend: Type.Array(Type.Enum([...abuseKinds], { type: 'string' }), { uniqueItems: true, default: ['honey_token'], description: 'Of which alerts a caller is suspended at once: every call of it is refused until two operators resume it.' }),
+    }),
+    operators: Section({
+      session_idle: Duration('15m', 'An operator\'s session ends when it is not used for so long.'),
+      session_longest: Duration('8h', 'And in any case so long after the login.'),
+      approve_policies: Type.Boolean({ default: false, description: 'Take only policies, and only quotas, references and limits of abuse, that two people approved by their digest (`cofre change`). Production must.' }),
     }),
     refusals: Section({
       entries_per_minute: Count(100, 1, 1_000_000, 'Refused calls of a caller that get an entry each in a minute; one entry a minute sums up the rest.'),
@@ -237,6 +251,7 @@ function refuseDevelopment(config: Config, file: string): void {
   // Wherever it lies.
   if (basename(config.hsm.module) === softHsm) refuse('hsm.module', 'SoftHSM2, which keeps its keys in files, is for development; name the module of your HSM');
   if (config.log.origin === 'cofre.dev/log') refuse('log.origin', 'is the development default');
+  if (!config.operators.approve_policies) refuse('operators.approve_policies', 'must be true: one person alone changes nothing that guards cards');
   if (config.hardening.dumpable) refuse('hardening.dumpable', 'must be false');
   if (config.hardening.swap !== 'refuse') refuse('hardening.swap', 'must be refuse');
 }

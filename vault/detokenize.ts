@@ -4,6 +4,7 @@
  * Nothing sealed is opened before the entry that says so is durably committed: opening takes the receipt, and only the committed
  * entry gives one.
  */
+import type { TokenWatch } from './abuse.ts';
 import { HsmError } from '../hsm/errors.ts';
 import type { Receipt } from '../audit/append.ts';
 import type { Entry } from '../audit/entry.ts';
@@ -42,6 +43,8 @@ export interface DetokenizeDeps {
   quotasOf(spiffeId: string, tenant: string, purpose: Purpose): readonly QuotaLimit[];
   /** What a tenant demands of the reference of a call for that purpose; null for nothing. */
   referenceRuleOf(tenant: string, purpose: Purpose): ReferenceRule | null;
+  /** Told what an authorized call asked for, once its entry is committed. */
+  readonly watch: TokenWatch;
   /** Commits through a writer whose role may detokenize. */
   commit(operation: DetokenizeOperation): Promise<Committed<DetokenizeOutcome>>;
   /** Writes an entry of its own, for an open that failed after it was authorized. */
@@ -120,6 +123,7 @@ async function openAll(deps: DetokenizeDeps, call: Call, action: DetokenizeOpera
   const { outcome, receipt } = await deps.commit(operation);
   if (outcome.kind === 'refused') throw recorded(new VaultError(outcome.code, outcome.retryAfterSeconds === undefined ? undefined : { retryAfterSeconds: outcome.retryAfterSeconds }));
   if (receipt === null) throw new Error('a detokenize was committed without an entry');
+  deps.watch.opened(caller, tenant.id, input.tokens, outcome.items.flatMap((item, index) => (item.kind === 'refused' && item.code === 'token_unknown' ? [input.tokens[index]!] : [])));
 
   // 6. Only now act: open. A failure from here on is a second entry.
   const openingSince = performance.now();

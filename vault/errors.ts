@@ -30,6 +30,7 @@ const table = {
   idempotency_conflict: { status: 409, retryable: false, title: 'The Idempotency-Key was used before with another request.' },
   reference_required: { status: 422, retryable: false, title: 'A call for this purpose names a reference.' },
   reference_used: { status: 409, retryable: false, title: 'The reference has served for this token and purpose before.' },
+  change_decided: { status: 409, retryable: false, title: 'The change was decided, was done, or waited for too long.' },
   payload_too_large: { status: 413, retryable: false, title: 'The request body is larger than this call takes.' },
   too_many_items: { status: 422, retryable: false, title: 'The batch has more items than one call takes.' },
   quota_exceeded: { status: 429, retryable: true, title: 'The quota of this caller is used up.', retryAfterSeconds: 60 },

@@ -4,6 +4,7 @@
  */
 import type { ClientBase } from 'pg';
 import type { Entry } from '../audit/entry.ts';
+import type { TokenWatch } from './abuse.ts';
 import { entryOf } from './call.ts';
 import type { Call } from './call.ts';
 import type { MadeIn, TokenRow } from './card-store.ts';
@@ -28,6 +29,8 @@ export interface LifecycleDeps {
   readonly policy: Policy;
   readonly tenants: Tenants;
   readonly now: () => Date;
+  /** Told what an authorized call asked for, once its entry is committed. */
+  readonly watch: TokenWatch;
   /** Commits through a writer whose role may change token rows. */
   commit(operation: LifecycleOperation): Promise<Committed<LifecycleOutcome>>;
 }
@@ -79,6 +82,7 @@ export async function changeToken(deps: LifecycleDeps, call: Call, action: Lifec
   const tenant = deps.tenants.get(caller.tenant);
   // 5. Commit. A crash before it changes nothing; after it the change stands, and a retry finds it.
   const { outcome } = await deps.commit({ kind: 'lifecycle', action, call, decision, tenant, token, wellFormed });
+  deps.watch.named(caller, tenant.id, [token], outcome.kind === 'refused' && outcome.code === 'token_unknown' ? [token] : []);
   if (outcome.kind === 'refused') {
     const refusal = new VaultError(outcome.code);
     refusal.recorded = true;

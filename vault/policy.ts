@@ -6,7 +6,7 @@ import * as cedar from '@cedar-policy/cedar-wasm/nodejs';
 
 import type { Caller } from './caller.ts';
 
-export const actions = ['tokenize', 'tokenize_batch', 'detokenize', 'detokenize_batch', 'validate', 'metadata', 'lifecycle', 'import', 'administer', 'audit_read'] as const;
+export const actions = ['tokenize', 'tokenize_batch', 'detokenize', 'detokenize_batch', 'validate', 'metadata', 'lifecycle', 'import', 'administer', 'audit_read', 'approve', 'custody'] as const;
 export type Action = (typeof actions)[number];
 
 export const purposes = ['authorization', 'capture', 'refund', 'chargeback'] as const;
@@ -47,6 +47,8 @@ export interface PolicyOptions {
   readonly report?: (finding: string) => void;
   /** Decisions kept at most; about 300 bytes each. */
   readonly maxMemo?: number;
+  /** Why a valid set may still not be in force, by its digest; null where it may. Asked at each reload. Must not throw. */
+  readonly refusal?: (digest: string) => Promise<string | null>;
 }
 
 /** The set that the directory holds cannot be taken. The message has one finding a line, each with its file and line. */
@@ -56,7 +58,9 @@ export class PolicySetError extends Error {
 
 const schemaFile = 'vault.cedarschema';
 /** Actions that take cards out, run the vault, read its log or lift a cap: each needs a permit that names who may. */
-const named: readonly Action[] = ['detokenize', 'detokenize_batch', 'import', 'administer', 'audit_read'];
+const named: readonly Action[] = ['detokenize', 'detokenize_batch', 'import', 'administer', 'audit_read', 'approve', 'custody'];
+/** Those that a schema of before may lack: nobody may do them then. */
+const later: ReadonlySet<Action> = new Set<Action>(['approve', 'custody']);
 const denied: Decision = { allowed: false, policyIds: [] };
 
 /**
@@ -66,7 +70,7 @@ const denied: Decision = { allowed: false, policyIds: [] };
  * @throws PolicySetError with every finding.
  */
 export async function loadPolicy(directory: string, options: PolicyOptions = {}): Promise<Policy> {
-  const { report = () => {}, maxMemo = 10_000 } = options;
+  const { report = () => {}, maxMemo = 10_000, refusal = () => Promise.resolve(null) } = options;
   let inForce = await checkSet(await readPolicyFiles(directory), directory);
   let memo = new Map<string, Decision>();
   let pending: Promise<unknown> = Promise.resolve();
@@ -97,6 +101,11 @@ export async function loadPolicy(directory: string, options: PolicyOptions = {})
       const next = pending.then(async () => {
         try {
           const read = await checkSet(await readPolicyFiles(directory), directory);
+          const refused = await refusal(read.digest);
+          if (refused !== null) {
+            release(read.handle);
+            return refused;
+          }
           const old = inForce;
           // Both at once, with no turn of the event loop between: no decision of the old set outlives it.
           inForce = read;
@@ -131,6 +140,8 @@ interface SourcePolicy {
 }
 
 let handles = 0;
+/** What each prepared set's schema declares of `later`. */
+const declaredLater = new Map<string, ReadonlySet<string>>();
 
 /** Reads the schema and the policies of a directory, and looks at nothing else there. @throws PolicySetError if one cannot be read. */
 export async function readPolicyFiles(directory: string): Promise<PolicyFiles> {
@@ -210,7 +221,7 @@ function schemaGaps(schema: string): readonly string[] {
   const purpose = namespace.entityTypes['Purpose'];
   const declared = purpose !== undefined && 'enum' in purpose ? purpose.enum : [];
   return [
-    ...actions.filter((action) => !Object.hasOwn(namespace.actions, action)).map((action) => `has no action ${action}`),
+    ...actions.filter((action) => !later.has(action) && !Object.hasOwn(namespace.actions, action)).map((action) => `has no action ${action}`),
     ...purposes.filter((name) => !declared.includes(name)).map((name) => `has no purpose ${name}`),
   ];
 }
@@ -220,6 +231,9 @@ function prepare(schema: string, policies: readonly SourcePolicy[]): string {
   const handle = `cofre-${(handles += 1)}`;
   const answers = [cedar.preparseSchema(handle, schema), cedar.preparsePolicySet(handle, { staticPolicies: Object.fromEntries(policies.map(({ id, text }) => [id, text])) })];
   for (const answer of answers) if (answer.type === 'failure') throw new PolicySetError(answer.errors.map(({ message }) => message).join('\n'));
+  const parsed = cedar.schemaToJson(schema);
+  const declared = parsed.type === 'success' ? (parsed.json['Cofre']?.actions ?? {}) : {};
+  declaredLater.set(handle, new Set([...later].filter((action) => Object.hasOwn(declared, action))));
   return handle;
 }
 
@@ -291,6 +305,7 @@ async function grantsToAnyone(handle: string, policies: ReadonlyMap<string, Sour
 
 function evaluate(handle: string, caller: Caller, action: Action, purpose: Purpose | null, tenant: string, report: (finding: string) => void): Decision {
   if (needsPurpose(action) && purpose === null) return denied;
+  if (later.has(action) && declaredLater.get(handle)?.has(action) !== true) return denied;
   const principal = { type: 'Cofre::Caller', id: caller.spiffeId };
   const resource = { type: 'Cofre::Tenant', id: tenant };
   let answer: cedar.AuthorizationAnswer;
@@ -334,6 +349,7 @@ function needsPurpose(action: Action): boolean {
 function release(handle: string): void {
   cedar.preparsePolicySet(handle, { staticPolicies: {} });
   cedar.preparseSchema(handle, '');
+  declaredLater.delete(handle);
 }
 
 function finding(file: string, text: string, error: cedar.DetailedError): string {

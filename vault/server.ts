@@ -68,6 +68,8 @@ export interface ServerOptions {
   readonly tls: TlsListener;
   readonly trustDomain: string;
   readonly revocation: RevocationCheck;
+  /** Whether a caller may do nothing here until operators resume it. Asked of each request. */
+  isSuspended(spiffeId: string): boolean;
   readonly observer: RequestObserver;
   readonly now: () => Date;
   /** Writes the entry of a call that was refused before it came to a transaction of its own. @throws VaultError if it cannot. */
@@ -210,6 +212,7 @@ export function createServer(options: ServerOptions): FastifyInstance {
       reply.header('connection', 'close');
       throw new VaultError('not_authorized', { cause: new Error(`the certificate is ${standing}`) });
     }
+    if (options.isSuspended(caller.spiffeId)) throw new VaultError('not_authorized', { facts: { detail: { why: 'suspended' } } });
     if (request.raw.rawHeaders.length > 2 * maxHeaders) throw new VaultError('invalid_request');
     // RFC 9112 section 3.2: one Host, and no more. A trailer would be a header that nobody has looked at.
     const hosts = request.raw.rawHeaders.filter((name, index) => index % 2 === 0 && name.length === 4 && name.toLowerCase() === 'host').length;

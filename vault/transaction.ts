@@ -9,6 +9,7 @@ import { lifecycleFailure, storeLifecycle, storeSweep, sweepFailure } from './li
 import type { LifecycleOperation, LifecycleOutcome, SweepOperation, SweepOutcome } from './lifecycle.ts';
 import { lockNumericTokens, storeTokenize } from './tokenize-store.ts';
 import type { TokenizeOperation, TokenizeOutcome } from './tokenize-operation.ts';
+import type { VaultEvent } from './outbox.ts';
 import { storeLookUps } from './validate.ts';
 import type { LookUpOperation, LookUpOutcome } from './validate.ts';
 
@@ -16,6 +17,7 @@ import type { LookUpOperation, LookUpOutcome } from './validate.ts';
 export interface EntryOperation {
   readonly kind: 'entry';
   readonly entry: Entry;
+  readonly events?: readonly VaultEvent[];
 }
 
 export interface EntryOutcome {
@@ -45,7 +47,7 @@ export const executeTokenizing: Execute<TokenizingOperation, TokenizingOutcome> 
   if (tokenizes.length > 0) keep(tokenizes, await storeTokenize(tx, tokenizes, made));
   const lookUps = of('look_up');
   if (lookUps.length > 0) keep(lookUps, await storeLookUps(tx, lookUps, made));
-  for (const entry of of('entry')) settled.set(entry, { entry: entry.entry, outcome: recorded });
+  for (const entry of of('entry')) settled.set(entry, recordedAs(entry));
   return operations.map((operation) => settled.get(operation)!);
 };
 
@@ -54,11 +56,15 @@ export const executeDetokenizing: Execute<DetokenizingOperation, DetokenizingOut
   const detokenizes = operations.filter((operation) => operation.kind === 'detokenize');
   const authorized = detokenizes.length === 0 ? [] : await storeDetokenize(tx, detokenizes, made);
   let next = 0;
-  return operations.map((operation): Settlement<DetokenizingOutcome> => (operation.kind === 'detokenize' ? authorized[next++]! : { entry: operation.entry, outcome: recorded }));
+  return operations.map((operation): Settlement<DetokenizingOutcome> => (operation.kind === 'detokenize' ? authorized[next++]! : recordedAs(operation)));
 };
 
 /** The transaction of a writer that only keeps the log. */
-export const executeEntries: Execute<EntryOperation, EntryOutcome> = async (_tx, operations) => operations.map(({ entry }) => ({ entry, outcome: recorded }));
+export const executeEntries: Execute<EntryOperation, EntryOutcome> = async (_tx, operations) => operations.map(recordedAs);
+
+function recordedAs({ entry, events }: EntryOperation): Settlement<EntryOutcome> {
+  return { entry, outcome: recorded, ...(events === undefined ? {} : { events }) };
+}
 
 /** The entry of an operation that broke its transaction. */
 export function failureEntry(operation: TokenizingOperation | DetokenizingOperation, code: ErrorCode, now: Date): Entry {

@@ -1,5 +1,6 @@
 /** Validate and metadata: what may be said of a token without ever touching what is sealed. */
 import type { ClientBase } from 'pg';
+import type { TokenWatch } from './abuse.ts';
 import { entryOf } from './call.ts';
 import type { Call } from './call.ts';
 import { findTokens } from './card-store.ts';
@@ -17,6 +18,8 @@ export interface LookUpDeps {
   readonly policy: Policy;
   readonly tenants: Tenants;
   readonly now: () => Date;
+  /** Told what an authorized call asked for, once its entry is committed. */
+  readonly watch: TokenWatch;
   /** Commits through a writer whose role may read token rows. */
   commit(operation: LookUpOperation): Promise<Committed<LookUpOutcome>>;
 }
@@ -90,6 +93,7 @@ async function lookUp(deps: LookUpDeps, call: Call, action: 'validate' | 'metada
     refusal.recorded = true;
     throw refusal;
   }
+  deps.watch.named(caller, tenant.id, [token], outcome.kind === 'found' ? [] : [token]);
   return outcome.kind === 'found' ? outcome.row : null;
 }
 

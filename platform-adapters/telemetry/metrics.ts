@@ -28,6 +28,8 @@ export interface Metrics {
   turnedAway(listener: string, reason: string): void;
   hsmEvent(kind: string): void;
   hsmCall(operation: string, durationMs: number): void;
+  /** A caller does what its service would not. */
+  abuse(kind: string): void;
   /** Values read when the metrics are scraped; of several processes added up, unless the least or the largest tells. */
   gauge(name: string, help: string, read: () => number, ofSeveral?: 'sum' | 'min' | 'max'): void;
   count(name: string, help: string): (by?: number) => void;
@@ -50,6 +52,7 @@ export function createMetrics(): Metrics {
   const turnedAway = new Counter({ name: 'cofre_requests_turned_away_total', help: 'Requests turned away before anything looked at them, and connections closed because their answers are not read, by listener and reason.', labelNames: ['listener', 'reason'], registers: [registry] });
   const hsmEvents = new Counter({ name: 'cofre_hsm_events_total', help: 'Events of the HSM and of its keys.', labelNames: ['kind'], registers: [registry] });
   const hsmCalls = new Histogram({ name: 'cofre_hsm_call_seconds', help: 'Time of a call of the HSM, without the wait for a session.', labelNames: ['operation'], buckets: fineSeconds, registers: [registry] });
+  const abuses = new Counter({ name: 'cofre_abuse_alerts_total', help: 'Callers that did what their service would not, by kind; of a caller and kind one a minute.', labelNames: ['kind'], registers: [registry] });
   return {
     text: () => registry.metrics(),
     values: () => registry.getMetricsAsJSON(),
@@ -67,6 +70,7 @@ export function createMetrics(): Metrics {
     turnedAway: (listener, reason) => turnedAway.inc({ listener, reason }),
     hsmEvent: (kind) => hsmEvents.inc({ kind }),
     hsmCall: (operation, durationMs) => hsmCalls.observe({ operation }, durationMs / 1000),
+    abuse: (kind) => abuses.inc({ kind }),
     gauge(name, help, read, ofSeveral = 'sum') {
       // prom-client calls `collect` with the metric as `this`.
       registry.registerMetric(new Gauge({ name, help, registers: [], aggregator: ofSeveral, collect() { this.set(read()); } }));

@@ -30,7 +30,7 @@ const review = async (...args: string[]): Promise<Reviewed> => {
 const purposesOf = ({ grants }: Reviewed): unknown[] => grants.map(({ caller, purpose }) => [caller, purpose]);
 
 await t.test('a folder is checked as the vault would check it', async (t) => {
-  t.match(await policy('check'), { code: 0, out: /^7 policies, digest [0-9a-f]{64}: in order\n$/u });
+  t.match(await policy('check'), { code: 0, out: /^8 policies, digest [0-9a-f]{64}: in order\n$/u });
   t.match(JSON.parse((await policy('check', '--json')).out), { ok: true, digest: await digestNow() }, 'the vault has the same');
   const other = t.testdir();
   cpSync(folder, other, { recursive: true });

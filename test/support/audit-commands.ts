@@ -1,4 +1,4 @@
-/** `cofre audit …`, or `cofre policy …`, for tests that run many commands: all of them in one process, as starting one for each takes longer than most of them do. */
+/** `cofre audit …`, or of another group, for tests that run many commands: all of them in one process, as starting one for each takes longer than most of them do. */
 import { fork } from 'node:child_process';
 import { join } from 'node:path';
 
@@ -9,7 +9,7 @@ export interface AuditRun {
 }
 
 /** Runs commands in their order, as the launcher would. Ended with the test. */
-export function auditCommands(t: { teardown(handler: () => void): void }, group: 'audit' | 'policy' = 'audit'): (args: readonly string[], env?: Readonly<Record<string, string>>) => Promise<AuditRun> {
+export function auditCommands(t: { teardown(handler: () => void): void }, group: 'audit' | 'change' | 'operator' | 'policy' = 'audit'): (args: readonly string[], env?: Readonly<Record<string, string>>) => Promise<AuditRun> {
   const { NODE_OPTIONS: _, COFRE_HOME: __, COFRE_DEBUG: ___, COFRE_ADMIN_PORT: ____, DATABASE_URL: _____, ...inherited } = process.env;
   const child = fork(join(import.meta.dirname, 'audit-driver.ts'), { env: inherited, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
   t.teardown(() => void child.kill());

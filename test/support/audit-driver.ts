@@ -1,9 +1,13 @@
-/** Started by `audit-commands.ts`: runs one command of the auditor's after the other, and gives what each wrote. */
+/** Started by `audit-commands.ts`: runs one command after the other, and gives what each wrote. */
 import { audit } from '../../vault/bin/audit.ts';
+import { change } from '../../vault/bin/change.ts';
+import { operator } from '../../vault/bin/operator.ts';
 import { policy } from '../../vault/bin/policy.ts';
 
+const groups = { audit, change, operator, policy };
+
 interface Asked {
-  readonly group: 'audit' | 'policy';
+  readonly group: keyof typeof groups;
   readonly args: readonly string[];
   readonly env: Readonly<Record<string, string>>;
 }
@@ -18,7 +22,7 @@ async function run({ group, args, env }: Asked): Promise<{ code: number; out: st
   Object.assign(process.env, env);
   let code: number;
   try {
-    code = await (group === 'policy' ? policy : audit)(args, { ...before, ...env });
+    code = await groups[group](args, { ...before, ...env });
   } finally {
     for (const [index, [stream]] of streams.entries()) stream.write = writes[index]!;
     for (const name of Object.keys(env)) if (before[name] === undefined) delete process.env[name];

@@ -17,6 +17,7 @@ const contract: Readonly<Record<string, readonly [status: number, retryable: boo
   idempotency_conflict: [409, false],
   reference_required: [422, false],
   reference_used: [409, false],
+  change_decided: [409, false],
   payload_too_large: [413, false],
   too_many_items: [422, false],
   quota_exceeded: [429, true],

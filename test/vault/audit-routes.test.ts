@@ -22,6 +22,7 @@ t.test('who asks for entries and does not read them holds one answer beyond its 
   const app = createServer({
     tls,
     trustDomain: 'cofre.dev',
+    isSuspended: () => false,
     revocation: { check: () => 'good' },
     observer: { answered: () => undefined, failed: () => undefined, turnedAway: () => undefined },
     now: () => new Date(),

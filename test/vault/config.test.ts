@@ -129,6 +129,7 @@ t.test('the production profile refuses every default of development by the path 
     ['hsm.module', 'hsm', { token_label: 'cofre', module: '/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so' }],
     ['hsm.module', 'hsm', { token_label: 'cofre', module: '/opt/cloudhsm/lib/libcloudhsm_pkcs11.so' }],
     ['log.origin', 'log', { origin: 'vault.example/log' }],
+    ['operators.approve_policies', 'operators', { approve_policies: true }],
     ['hardening.swap', 'hardening', { swap: 'refuse' }],
   ];
   const config: Record<string, unknown> = { profile: 'production' };

@@ -17,6 +17,7 @@ const contract: Readonly<Record<ErrorCode, readonly [status: number, retryable: 
   idempotency_conflict: [409, false, undefined],
   reference_required: [422, false, undefined],
   reference_used: [409, false, undefined],
+  change_decided: [409, false, undefined],
   payload_too_large: [413, false, undefined],
   too_many_items: [422, false, undefined],
   quota_exceeded: [429, true, 60],

@@ -37,15 +37,23 @@ const grants: Readonly<Record<string, readonly string[]>> = {
   'checkout-globex': ['tokenize', 'tokenize_batch', 'validate', 'metadata', 'lifecycle'],
   intruder: [],
   auditor: ['audit_read'],
-  'operator-a': ['administer'],
-  'operator-b': ['administer'],
+  'operator-a': ['administer', 'approve'],
+  'operator-b': ['administer', 'approve'],
 };
 
 t.test('each development caller may do exactly what the table says, in its own tenant', async (t) => {
   const policy = await loadPolicy(development);
-  t.equal(questions.length, 16, 'eight actions without a purpose, two with four');
+  t.equal(questions.length, 18, 'ten actions without a purpose, two with four');
   t.same(Object.keys(grants), developmentClients.map(({ name }) => name));
   for (const { name, tenant, service } of developmentClients) t.same(granted(policy, caller(tenant, service)), grants[name], name);
+});
+
+t.test('a schema of before operators approved anything is taken, and nobody may approve', async (t) => {
+  const schema = readFileSync(join(development, 'vault.cedarschema'), 'utf8').replace(', approve, custody', '');
+  const platform = readFileSync(join(development, 'platform.cedar'), 'utf8').replace(/\/\/ What one of them asks[^]*?\};\n/u, '');
+  t.notMatch(`${schema}${platform}`, /"?approve"? ?[,appliesTo]/u);
+  const policy = await loadPolicy(directory(t, { 'vault.cedarschema': schema, 'platform.cedar': platform }));
+  t.same(granted(policy, caller('platform', 'operator-a')), ['administer']);
 });
 
 t.test('nobody may do anything in the tenant of another', async (t) => {
@@ -74,7 +82,7 @@ t.test('a decision names the policies behind it, and none where nothing permits'
   const policy = await loadPolicy(development);
   t.same(policy.decide(caller('acme', 'getnet'), 'detokenize', 'capture'), { allowed: true, policyIds: ['acme-getnet-detokenizes'] });
   t.same(policy.decide(caller('acme', 'getnet'), 'detokenize', 'chargeback'), { allowed: false, policyIds: [] });
-  t.same(policy.policyIds, ['acme-checkout-tokenizes', 'acme-getnet-detokenizes', 'acme-getnet-detokenizes-batches', 'auditor-reads-the-log', 'globex-checkout-tokenizes', 'operators-administer', 'own-tenant-only']);
+  t.same(policy.policyIds, ['acme-checkout-tokenizes', 'acme-getnet-detokenizes', 'acme-getnet-detokenizes-batches', 'auditor-reads-the-log', 'globex-checkout-tokenizes', 'officers-approve', 'operators-administer', 'own-tenant-only']);
   t.match(policy.digest, /^[0-9a-f]{64}$/);
 });
 

@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { digestOfLimits } from '../approvals.ts';
 import { ConfigError, loadConfig } from '../config.ts';
 import { stringify as toYaml } from 'yaml';
 import { configurationReference } from '../config-reference.ts';
@@ -9,11 +10,13 @@ import { explain } from './explain.ts';
 
 const usage = `cofre <command> [options]
 
-  serve   run the appliance (npm start does it for you)
-  init    make the vault's keys inside the HSM, from one reviewed file
-  config  print the configuration in force, or what every key means
-  audit   export, verify and prove the log: cofre audit --help lists how
-  policy  check and compare policies, and who may do what, now or at a past moment
+  serve     run the appliance (npm start does it for you)
+  init      make the vault's keys inside the HSM, from one reviewed file
+  config    print the configuration in force, or what every key means
+  audit     export, verify and prove the log: cofre audit --help lists how
+  policy    check and compare policies, and who may do what, now or at a past moment
+  operator  the people who run the vault: cofre operator --help lists how
+  change    what one operator asks for and another approves: cofre change --help
 
   --home DIR      state of the vault; default COFRE_HOME, else .cofre beside the package
   --config FILE   configuration; default cofre.config.yaml in the home, else the defaults of development
@@ -31,9 +34,10 @@ standard error. SIGHUP reloads policies, certificates and the revocation list. D
 Makes every key of the ceremony file inside the HSM and reports what was made. Refuses if any label exists already. The user PIN
 is read from the file that hsm.pin_file names; docs/configuration.md shows a ceremony file.
 `,
-  config: `cofre config [--reference | --json] [--home DIR] [--config FILE]
+  config: `cofre config [--reference | --limits | --json] [--home DIR] [--config FILE]
 
-Prints the configuration in force, defaults included, as YAML or JSON; with --reference, what every key means, as Markdown.
+Prints the configuration in force, defaults included, as YAML or JSON; with --reference, what every key means, as Markdown; with --limits, the digest of
+quotas, references and limits of abuse, which two people approve (cofre change request limits.approve).
 `,
 };
 
@@ -46,6 +50,8 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   }
   // Not for people: `serve` starts it where the configuration wants several processes.
   if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess();
+  if (command === 'operator') return await (await import('./operator.ts')).operator(rest, env);
+  if (command === 'change') return await (await import('./change.ts')).change(rest, env);
   if (command === 'audit' || command === 'policy') {
     // Who reads only the first lines, as head does, hangs up: the rest is wanted by nobody.
     process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -62,7 +68,7 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   }
   let values;
   try {
-    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, reference: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } } }));
+    ({ values } = parseArgs({ args: rest, options: { home: { type: 'string' }, config: { type: 'string' }, ceremony: { type: 'string' }, json: { type: 'boolean' }, reference: { type: 'boolean' }, limits: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } } }));
   } catch {
     process.stderr.write(`cofre ${command}: an option is not understood; cofre ${command} --help lists them\n`);
     return 2;
@@ -88,7 +94,7 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
       const { initialize } = await import('./init.ts');
       await initialize({ home, config, file: resolve(values.ceremony), json: values.json === true, print: (line) => process.stdout.write(`${line}\n`) });
     } else if (command === 'config') {
-      process.stdout.write(values.reference === true ? configurationReference() : values.json === true ? `${JSON.stringify(config, null, 2)}\n` : toYaml(config));
+      process.stdout.write(values.reference === true ? configurationReference() : values.limits === true ? `${digestOfLimits(config)}\n` : values.json === true ? `${JSON.stringify(config, null, 2)}\n` : toYaml(config));
     } else {
       const { serve } = await import('./serve.ts');
       await serve({ home, config, env, print: (line) => process.stdout.write(`${line}\n`) });

@@ -14,8 +14,8 @@ import { endInTime } from './database.ts';
 const shareAtEndMs = 3000;
 
 /** Resolves once the counts of the day are taken over, as far as the database answers. They are shared for the last time when the stack is unwound. */
-export async function openGuessing(stack: AsyncDisposableStack, options: { readonly config: Config; readonly connection: ClientConfig; readonly log: Log; readonly metrics: Metrics; readonly now: () => Date }): Promise<Guessing> {
-  const { config, connection, log, metrics, now } = options;
+export async function openGuessing(stack: AsyncDisposableStack, options: { readonly config: Config; readonly connection: ClientConfig; readonly log: Log; readonly metrics: Metrics; readonly now: () => Date; readonly told: (caller: string, cards: number) => void }): Promise<Guessing> {
+  const { config, connection, log, metrics, now, told } = options;
   const pool = new Pool({ ...connection, max: 1, application_name: 'cofre guessing' });
   pool.on('error', () => undefined);
   stack.defer(() => endInTime(pool));
@@ -27,7 +27,10 @@ export async function openGuessing(stack: AsyncDisposableStack, options: { reado
     observer: {
       refused: metrics.count('cofre_guessing_refused_total', 'Cards refused because their caller brought too many distinct ones with the same first six and last four digits in a day: an alarm.'),
       exceeded: metrics.count('cofre_guessing_exempt_total', 'Cards that would have been refused so, of callers that may import.'),
-      alarm: (caller, cards) => log.warn('a caller brings more card numbers of the same first six and last four digits than the cap allows: it may be guessing', { caller, count: cards }),
+      alarm(caller, cards) {
+        log.warn('a caller brings more card numbers of the same first six and last four digits than the cap allows: it may be guessing', { caller, count: cards });
+        told(caller, cards);
+      },
       sharing(failure) {
         if (failure === null) log.info('the counts of the cap on guessing are shared again');
         else log.warn('the counts of the cap on guessing are not shared', { error: describe(failure) });

@@ -1,5 +1,5 @@
 /** The folders of a home that every vault needs. */
-import { mkdirSync, statSync } from 'node:fs';
+import { mkdirSync, readdirSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
 /**
@@ -15,6 +15,12 @@ export function makeHome(home: string): void {
       throw new Error(`the state folder ${folder} cannot be made (${(error as NodeJS.ErrnoException).code ?? 'unknown'}): set --home or COFRE_HOME to a folder of your own`, { cause: error });
     }
   }
+}
+
+/** Where the writers of this home, in all its processes, have noted their last batches. */
+export function lastBatchFiles(home: string): string[] {
+  const folder = join(home, 'writers');
+  return readdirSync(folder).filter((name) => name.endsWith('.json')).map((name) => join(folder, name));
 }
 
 /** By single steps: Node 24's recursive mkdir tries for ever where a parent that is there answers ENOENT, as all of /proc does. */

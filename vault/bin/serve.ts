@@ -3,7 +3,6 @@
  * several worker processes that share its listeners. The log is sequenced in a process of its own beside what serves calls: each look at what was
  * committed would hold up the calls of its moment (docs/decisions/0049).
  */
-import { readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { lockFolder } from '../../platform-adapters/linux/folder-lock.ts';
 import { hardenProcess } from '../../platform-adapters/linux/hardening.ts';
@@ -17,7 +16,7 @@ import type { Config } from '../config.ts';
 import { givenDatabase, prepareDatabase } from './database.ts';
 import type { DatabaseAccess } from './database.ts';
 import { prepareDevelopment, renewRevocationList } from './development.ts';
-import { makeHome } from './home.ts';
+import { lastBatchFiles, makeHome } from './home.ts';
 import { listen } from './listen.ts';
 import { goOnWithoutReader } from './output.ts';
 import type { Ports } from './process.ts';
@@ -111,12 +110,6 @@ async function openDatabase(stack: AsyncDisposableStack, home: string, config: C
   }
   if (!config.roles.includes('admin')) return givenDatabase(url, roleFile, config);
   return await orStopped(prepareDatabase(url, roleFile, lastBatchFiles(home), config));
-}
-
-/** Where the writers of this home, in all its processes, have noted their last batches. */
-function lastBatchFiles(home: string): string[] {
-  const folder = join(home, 'writers');
-  return readdirSync(folder).filter((name) => name.endsWith('.json')).map((name) => join(folder, name));
 }
 
 async function serveHere(stack: AsyncDisposableStack, serving: Serving): Promise<Ports> {

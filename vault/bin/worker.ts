@@ -9,11 +9,13 @@ import { describe } from '../../platform-adapters/telemetry/log.ts';
 import type { Log } from '../../platform-adapters/telemetry/log.ts';
 import type { Metrics } from '../../platform-adapters/telemetry/metrics.ts';
 import { addAdminRoutes } from '../admin.ts';
+import { digestOfLimits, refusalOf } from '../approvals.ts';
 import { addAuditRoutes } from '../audit-routes.ts';
 import type { Committed, GroupCommit } from '../commit.ts';
 import { milliseconds } from '../config.ts';
 import { openFailure } from '../detokenize.ts';
 import type { DetokenizeOutcome } from '../detokenize.ts';
+import { addControlRoutes } from '../control-routes.ts';
 import { dateOf } from '../guessing.ts';
 import { sweepGroups } from '../guessing-store.ts';
 import type { LifecycleOutcome, SweepOutcome } from '../lifecycle.ts';
@@ -39,6 +41,9 @@ import { pooledRandom } from '../token.ts';
 import { executeDetokenizing, executeEntries, executeTokenizing } from '../transaction.ts';
 import type { DetokenizingOperation, DetokenizingOutcome, EntryOperation, EntryOutcome, TokenizingOperation, TokenizingOutcome } from '../transaction.ts';
 import type { LookUpOutcome } from '../validate.ts';
+import { openAbuseWatch } from './abuse.ts';
+import { openControls } from './controls.ts';
+import { addOperators } from './operators.ts';
 import { asClient, connectionOf, tenantsInDatabase } from './database.ts';
 import { openGuessing } from './guessing.ts';
 import { drain, listenSecure } from './listen.ts';
@@ -79,13 +84,29 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
   const tlsFiles = { certificate: path(config.tls.certificate), key: path(config.tls.key), ca: path(config.tls.client_ca) };
   const revocation = await RevocationList.load({ crlFile: path(config.tls.revocation_list), caFile: tlsFiles.ca, maxAgeMs: milliseconds(config.tls.revocation_max_age), now });
   stack.defer(() => revocation.close());
-  const policy = await loadPolicy(path(config.policies), { report: (finding) => log.error('a policy could not be evaluated', { reason: finding }) });
+  let approved = (_digest: string): Promise<string | null> => Promise.resolve(null);
+  const policy = await loadPolicy(path(config.policies), { report: (finding) => log.error('a policy could not be evaluated', { reason: finding }), refusal: (digest) => approved(digest) });
 
   // Keys. What happens to them is an entry as well; before there is a writer, such entries wait for it.
   const keyEvents = new KeyEvents(now, log, metrics);
   const tenantRows = await tenantsInDatabase(connectionOf(access, firstRole), config);
   const keyring = await openKeys(stack, options, firstRole, tenantRows, keyEvents);
   const tenants = new Tenants(has('tokenize') || has('detokenize') ? tenantRows.map((tenant) => ({ id: tenant.id, name: tenant.name, keys: keyring.forTenant(tenant.name) })) : []);
+
+  // Who is suspended, who the operators are, what they approved: before anything is in force.
+  const controls = await openControls(stack, { home, connection: connectionOf(access, has('admin') ? 'admin' : firstRole), readsData: has('admin'), control: keyring.control, index });
+  if (config.operators.approve_policies) {
+    approved = async (digest) => {
+      try {
+        await controls.read();
+      } catch {
+        return 'whether they were approved cannot be read: the database or the HSM does not answer, or the table of controls was edited';
+      }
+      return refusalOf(controls, 'policies', digest);
+    };
+    const refused = (await approved(policy.digest)) ?? refusalOf(controls, 'limits', digestOfLimits(config));
+    if (refused !== null) throw new Error(refused);
+  }
 
   await options.sequenced;
 
@@ -109,6 +130,17 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
   };
   keyEvents.recordWith((entry) => void record(entry).catch((error: unknown) => log.error('a key event could not be recorded', { error: describe(error) })));
 
+  const abuse = openAbuseWatch(stack, {
+    config,
+    controls,
+    historyConnection: has('detokenize') ? connectionOf(access, 'detokenize') : null,
+    record: async (entry, events) => void (await writers[0]!.commit({ kind: 'entry', entry, events }, 1, entry.tenant)),
+    log,
+    metrics,
+    now,
+    index,
+  });
+
   const watched = watchLog(stack, { config, connection: connectionOf(access, firstRole), signer: keyring.logSigner, writers, record, log, metrics, now });
 
   tryAgain(stack, writers, now);
@@ -125,6 +157,8 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
     tls,
     trustDomain: config.tls.trust_domain,
     revocation,
+    // People are not held back by what services do, and lift what was held back.
+    isSuspended: (spiffeId) => name === 'api' && controls.isSuspended(spiffeId),
     now,
     observer: {
       answered: (action, outcome, seconds) => metrics.answered(action, outcome, seconds),
@@ -163,7 +197,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
     listeners.push(tls);
     return tls;
   };
-  const readiness = (): Readiness => ({ ...readinessOf(keyring, writers, config), revocation: freshnessOf(revocation), checkpoints: watched.state() });
+  const readiness = (): Readiness => ({ ...readinessOf(keyring, writers, config), revocation: freshnessOf(revocation), checkpoints: watched.state(), controls: abuse.state() });
 
   const apiTls = tokenizing === null && detokenizing === null ? null : await openTls('api');
   const api = apiTls === null ? null : createServer(serverOptions(apiTls, 'api'));
@@ -176,15 +210,15 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
         tenants,
         now,
         stages: metrics,
-        guessing: await openGuessing(stack, { config, connection: connectionOf(access, 'tokenize'), log, metrics, now }),
+        guessing: await openGuessing(stack, { config, connection: connectionOf(access, 'tokenize'), log, metrics, now, told: abuse.guessed }),
         random: pooledRandom(),
         binDigits: config.cards.bin_digits,
         batchLane: new Lane(batchesInWait),
         commit: (operation) => watched.refusal() ?? ((operation.action === 'tokenize' ? tokenizing : batching).commit(operation, operation.items.length, operation.tenant.name) as Promise<Committed<TokenizeOutcome>>),
         numericSpace: numericSpaceOf(metrics, log, now),
       },
-      lookUp: { policy, tenants, now, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LookUpOutcome>>) },
-      lifecycle: { policy, tenants, now, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LifecycleOutcome>>) },
+      lookUp: { policy, tenants, now, watch: abuse.watch, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LookUpOutcome>>) },
+      lifecycle: { policy, tenants, now, watch: abuse.watch, commit: (operation) => watched.refusal() ?? (tokenizing.commit(operation, 1, operation.tenant.name) as Promise<Committed<LifecycleOutcome>>) },
     });
   }
   if (api !== null && detokenizing !== null) {
@@ -193,6 +227,7 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
       tenants,
       now,
       stages: metrics,
+      watch: abuse.watch,
       quotasOf: quotaRules(config.quotas),
       referenceRuleOf: referenceRules(config.references.demands),
       // Single calls and batches take turns.
@@ -204,10 +239,13 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
   if (admin !== null) {
     const status = (): object => {
       const { revoked, freshUntil } = revocation.status();
-      return { readiness: readiness(), policies: policy.policyIds, policy_digest: policy.digest, revocation: { revoked, fresh_until: freshUntil.toISOString() } };
+      return { readiness: readiness(), policies: policy.policyIds, policy_digest: policy.digest, limits_digest: digestOfLimits(config), revocation: { revoked, fresh_until: freshUntil.toISOString() } };
     };
     const recordOperation = async ({ entry }: EntryOperation): Promise<void> => await record(entry);
+    await addOpenApi(admin, apiVersion);
     addAdminRoutes(admin, { policy, status, record: recordOperation });
+    addControlRoutes(admin, { policy, controls, tenants: new Map(tenantRows.map(({ name, id }) => [name, id])), trustDomain: config.tls.trust_domain, now, random: pooledRandom(), record: recordOperation });
+    addOperators(stack, admin, { config, connection: connectionOf(access, 'admin'), policy, controls, control: keyring.control, now, record: recordOperation });
     const reads = new LogReads({ now, write: record });
     stack.defer(() => reads.close());
     addAuditRoutes(admin, { policy, log: serveLog(stack, connectionOf(access, 'admin'), keyring.logSigner), reads, refusal: () => watched.refusal(), record: recordOperation });
