@@ -110,6 +110,29 @@ export async function untilReady(dataFolder: string, pid: number, gone: () => bo
   }
 }
 
+/**
+ * Whether the server stands still for good: it neither recovers (no startup process) nor runs (no WAL writer). PostgreSQL 18.4 comes to that where its startup process is killed while it recovers from the kill of another: it then
+ * refuses all log-ins (57P03) and waits for nothing. Between two phases it looks so for moments; only a state that lasts tells. False where the server is gone.
+ */
+export function isStranded(pid: number): boolean {
+  const read = (path: string): string | null => {
+    try {
+      return readFileSync(path, 'utf8');
+    } catch {
+      // Gone, at whatever moment.
+      return null;
+    }
+  };
+  const children = read(`/proc/${pid}/task/${pid}/children`);
+  if (children === null) return false;
+  return !children.trim().split(' ').some((child) => child !== '' && /^postgres: (startup|walwriter)/u.test(read(`/proc/${child}/cmdline`) ?? ''));
+}
+
+/** Ends the server as a crash would, which loses nothing that was committed. */
+export function endAtOnce(pid: number): void {
+  signal(pid, 'SIGQUIT');
+}
+
 export async function untilGone(gone: () => boolean): Promise<void> {
   while (!gone()) await sleep(200);
 }

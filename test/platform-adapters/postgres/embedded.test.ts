@@ -177,6 +177,38 @@ t.test('a server that is not ready yet is ended where it is not wanted any more'
   rmSync(signal);
 });
 
+t.test('a server whose startup process is killed while it recovers from the kill of another is started again', async (t) => {
+  const folder = stateFolder(t);
+  const events: string[] = [];
+  const supervised = await superviseEmbedded({ folder, diesWithParent: true }, (event) => events.push(event));
+  t.teardown(() => supervised.stop());
+  const postmaster = Number.parseInt(readFileSync(join(folder, 'cluster/data/postmaster.pid'), 'utf8'), 10);
+  const childOf = (title: string): number | undefined =>
+    readFileSync(`/proc/${postmaster}/task/${postmaster}/children`, 'utf8').trim().split(' ').map(Number).find((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, 'utf8').startsWith(`postgres: ${title}`);
+      } catch {
+        return false;
+      }
+    });
+  await withClient(adminConnection(supervised.adminUrl), (client) => client.query('CREATE TABLE kept AS SELECT 7 AS n'));
+  let stranded = false;
+  // It must be met before it has begun to replay, which lasts a few hundredths of a second.
+  for (let tries = 0; tries < 20 && !stranded && events.length === 0; tries += 1) {
+    process.kill(childOf('walwriter')!, 'SIGKILL');
+    let startup: number | undefined;
+    for (const until = performance.now() + 2000; startup === undefined && performance.now() < until;) startup = childOf('startup');
+    if (startup !== undefined) process.kill(startup, 'SIGKILL');
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    stranded = existsSync(`/proc/${postmaster}`) && childOf('startup') === undefined && childOf('walwriter') === undefined;
+    if (!existsSync(`/proc/${postmaster}`)) break;
+  }
+  t.ok(stranded, 'it stands still');
+  for (let waits = 0; waits < 300 && !events.includes('postgres_restarted'); waits += 1) await new Promise((resolve) => setTimeout(resolve, 100));
+  t.same(events, ['postgres_stranded', 'postgres_ended', 'postgres_restarted']);
+  t.same(await withClient(adminConnection(supervised.adminUrl), async (client) => (await client.query('SELECT n FROM kept')).rows), [{ n: 7 }]);
+});
+
 t.test('lock files that name an unrelated living process do not stop a start, and the process is left alone', async (t) => {
   const folder = stateFolder(t);
   const first = await started(t, folder);
