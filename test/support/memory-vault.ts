@@ -125,7 +125,7 @@ export async function openVault(t: Test, database: FreshDatabase, options: Memor
     commit: (operation: Extract<TokenizingOperation, { kind: 'tokenize' }>) => writer.commit(operation, operation.items.length),
     numericSpace: { drawn: () => undefined, taken: () => void (taken.count += 1) },
   } as unknown as TokenizeDeps;
-  const lifecycleDeps = { ...common, commit: (operation: TokenizingOperation) => writer.commit(operation) } as unknown as LifecycleDeps;
+  const lifecycleDeps = { ...common, watch: { named: () => undefined, opened: () => undefined }, commit: (operation: TokenizingOperation) => writer.commit(operation) } as unknown as LifecycleDeps;
   const callOf = (request: string): Call => ({ requestId: request, at: now(), caller: { spiffeId: `spiffe://cofre.dev/tenant/${tenant}/service/checkout`, tenant, service: 'checkout', serial: '1f', notAfter: new Date('2030-01-01') }, from: '127.0.0.1' });
   return {
     errors,

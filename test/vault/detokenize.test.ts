@@ -73,6 +73,7 @@ async function openOpener(t: Test, database: FreshDatabase, options: Options = {
     tenants,
     now,
     stages: { keyWork: () => undefined },
+    watch: { named: () => undefined, opened: () => undefined },
     quotasOf: quotaRules(options.quota === undefined ? [] : [{ caller: 'spiffe://cofre.dev/tenant/acme/service/getnet', purpose: 'refund', per_minute: options.quota }]),
     referenceRuleOf: (_tenant: string, purpose: string) => options.references?.[purpose] ?? null,
     commit: (operation: DetokenizingOperation) => writer.commit(operation),

@@ -206,7 +206,7 @@ t.test('a server whose startup process is killed while it recovers from the kill
   t.ok(stranded, 'it stands still');
   for (let waits = 0; waits < 300 && !events.includes('postgres_restarted'); waits += 1) await new Promise((resolve) => setTimeout(resolve, 100));
   t.same(events, ['postgres_stranded', 'postgres_ended', 'postgres_restarted']);
-  t.same(await withClient(adminConnection(supervised.adminUrl), async (client) => (await client.query('SELECT n FROM kept')).rows), [{ n: 7 }]);
+  t.same(await withClient(adminConnection(supervised.adminUrl), async (client) => (await client.query<{ n: number }>('SELECT n FROM kept')).rows), [{ n: 7 }]);
 });
 
 t.test('lock files that name an unrelated living process do not stop a start, and the process is left alone', async (t) => {
