@@ -30,9 +30,11 @@ export async function superviseEmbedded(given: EmbeddedOptions, report: (event: 
   let stopping = false;
   const { adminUrl } = current;
 
+  // Between its end and the next start the pid is nobody's, and may be another's.
+  let runs = true;
   let looks = 0;
   const looking = setInterval(() => {
-    looks = isStranded(current.pid) ? looks + 1 : 0;
+    looks = runs && isStranded(current.pid) ? looks + 1 : 0;
     if (looks < STRANDED_LOOKS || stopping) return;
     looks = 0;
     report('postgres_stranded');
@@ -42,6 +44,7 @@ export async function superviseEmbedded(given: EmbeddedOptions, report: (event: 
   const watched = (async () => {
     for (;;) {
       await current.exited;
+      runs = false;
       if (stopping) return;
       report('postgres_ended');
       for (;;) {
@@ -55,6 +58,7 @@ export async function superviseEmbedded(given: EmbeddedOptions, report: (event: 
           if (stopping) return;
         }
       }
+      runs = true;
       report('postgres_restarted');
       if (stopping) await current.stop();
     }
