@@ -116,7 +116,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
   }
 
   /**
-   * One round of upkeep: replaces a key that is due, stops sealing with one that an operator retired or that someone edited, forgets destroyed ones. The keyring
+   * One round of upkeep: replaces a key that is due or that an operator retired, stops sealing with one that someone edited, forgets destroyed ones. The keyring
    * runs it every minute. Throws what went wrong after doing what could be done.
    */
   async upkeep(): Promise<void> {
@@ -124,12 +124,13 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
     const nowMs = this.#options.now().getTime();
     const failures: unknown[] = [];
     this.#keepLeases((lease) => nowMs - lease.bornMs < keyAgeMs);
+    const retired = new Set<number>();
 
     for (const keyId of Array.from(this.#loaded.keys())) {
       try {
         const row = await this.#options.registry.byId(keyId);
         if (row === null || row.state === 'destroyed') this.#forget(keyId);
-        else if (row.state !== 'active') this.#keepLeases((lease) => lease.key.keyId !== keyId);
+        else if (row.state !== 'active') retired.add(keyId);
       } catch (error) {
         failures.push(error);
         // A store or an HSM that is away says nothing about the key; an edited row does.
@@ -137,9 +138,14 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
       }
     }
 
-    const lease = this.#lease ?? this.#spare;
-    if (this.#seals && (lease === null || this.#isDue(lease.bornMs))) {
-      // The next lease comes from a new key, because the latest one is due. Where that fails the old one goes on until its last day.
+    // Who seals only now and then is left with nothing of a retired key at once.
+    if (!this.#seals) this.#keepLeases((lease) => !retired.has(lease.key.keyId));
+    const isOver = (lease: Lease<Key>): boolean => retired.has(lease.key.keyId) || this.#isDue(lease.bornMs);
+    // Twice where a block of the old key was on its way already.
+    for (let round = 0; round < 2 && this.#seals; round += 1) {
+      const lease = this.#lease ?? this.#spare;
+      if (lease !== null && !isOver(lease)) break;
+      // The next lease comes from a new key, because the latest one is due or retired. Until it is there the old one goes on, so that no seal fails for it; where none can be had, until its last day.
       this.#spare = null;
       try {
         this.#refill ??= this.#startRefill();
@@ -151,6 +157,7 @@ export class DataKeys<Key extends { readonly keyId: number }> implements DataKey
         }
       } catch (error) {
         failures.push(error);
+        break;
       }
     }
     if (failures.length > 0) throw failures[0] as Error;

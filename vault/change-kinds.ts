@@ -4,6 +4,8 @@ import type { Static, TSchema } from 'typebox';
 import { Value } from 'typebox/value';
 import type { Change, ChangeKind } from './changes.ts';
 import type { Controls } from './controls.ts';
+import type { KeyLifecycle } from '../hsm/key-lifecycle.ts';
+import { HsmError } from '../hsm/errors.ts';
 import { VaultError } from './errors.ts';
 import type { Operators } from './operators.ts';
 import type { OperatorSessions } from './operator-sessions.ts';
@@ -12,6 +14,7 @@ export interface ChangeKindDeps {
   readonly controls: Controls;
   readonly operators: Operators;
   readonly sessions: OperatorSessions;
+  readonly keys: KeyLifecycle;
   readonly trustDomain: string;
   readonly now: () => Date;
 }
@@ -20,9 +23,10 @@ const closed = { additionalProperties: false } as const;
 const SpiffeId = Type.String({ pattern: '^spiffe://[a-z0-9.-]{1,255}/tenant/[a-z0-9-]{1,63}/service/[a-z0-9-]{1,63}$' });
 const CallerParams = Type.Object({ caller: SpiffeId }, closed);
 const OperatorParams = Type.Object({ operator: SpiffeId }, closed);
+const KeyParams = Type.Object({ domain: Type.String({ pattern: '^[a-z0-9-]{1,63}$' }), version: Type.Union([Type.Integer({ minimum: 1 }), Type.String({ pattern: '^[1-9][0-9]{0,8}$' })]) }, closed);
 const DigestParams = Type.Object({ digest: Type.String({ pattern: '^[0-9a-f]{64}$' }) }, closed);
 
-export function changeKinds({ controls, operators, sessions, trustDomain, now }: ChangeKindDeps): readonly ChangeKind[] {
+export function changeKinds({ controls, operators, sessions, keys, trustDomain, now }: ChangeKindDeps): readonly ChangeKind[] {
   const ours = (spiffeId: string): void => {
     if (!spiffeId.startsWith(`spiffe://${trustDomain}/`)) throw new VaultError('invalid_request');
   };
@@ -45,6 +49,15 @@ export function changeKinds({ controls, operators, sessions, trustDomain, now }:
       await operators.disable(operator, decidedBy);
       await sessions.closeAll(operator);
       return { result: { operator } };
+    }),
+    kindOf('key.rotate', 'Have a data key seal no more: its successor seals within a minute', KeyParams, () => undefined, async ({ domain, version }) => {
+      try {
+        const retired = await keys.retire(domain, Number(version));
+        return { result: { domain, version: Number(version), retired: retired ? 'yes' : 'sealed no more already' } };
+      } catch (error) {
+        if (error instanceof HsmError && error.kind === 'not_found') throw new VaultError('invalid_request', { cause: error });
+        throw error;
+      }
     }),
     approval('policies.approve', 'Let a set of policies be in force, by its digest', 'policies'),
     approval('limits.approve', 'Let quotas, references and limits of abuse be in force, by their digest', 'limits'),

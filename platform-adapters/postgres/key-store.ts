@@ -1,5 +1,6 @@
 // The key registry in PostgreSQL: the keyring's KeyStore, one function a statement.
 import type { ClientBase, Pool } from 'pg';
+import type { KeyLifecycleStore } from '../../hsm/key-lifecycle.ts';
 import type { KeyKind, KeyRow, KeyState, KeyStore } from '../../hsm/key-registry.ts';
 
 /** A Pool, or a Client that nothing else uses inside a transaction. */
@@ -31,6 +32,20 @@ export function postgresKeyStore(db: Queryable): KeyStore {
     latestKey: (kind, domain) => selectLatestKey(db, kind, domain),
     keyById: (keyId) => selectKeyById(db, keyId),
     leaseSeals: (keyId, count, limit) => leaseSeals(db, keyId, count, limit),
+  };
+}
+
+/** The registry for those who decide on keys, as the role `admin`; see `KeyLifecycleStore`. */
+export function postgresKeyLifecycleStore(db: Queryable): KeyLifecycleStore {
+  return {
+    async listKeys() {
+      const { rows } = await db.query<StoredKey & { leased_seals: string }>(`SELECT ${columns}, leased_seals FROM key_registry ORDER BY domain, kind, version`);
+      return rows.map((stored) => ({ ...rowOf(stored)!, leasedSeals: Number(stored.leased_seals) }));
+    },
+    async replaceKey(row) {
+      const { rowCount } = await db.query('UPDATE key_registry SET state = $2, material = $3, row_version = $4, mac = $5 WHERE key_id = $1 AND row_version = $4::bigint - 1', [row.keyId, row.state, row.material, row.rowVersion, row.mac]);
+      return rowCount === 1;
+    },
   };
 }
 

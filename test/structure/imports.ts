@@ -17,7 +17,7 @@ export const RULES: readonly { readonly from: RegExp; readonly files: readonly s
   { from: /^vault\/(pan|body|token|card-scan|sensitive-fields|token-view)\.ts$/, files: ['vault/', 'hsm/secret-bytes.ts'], packages: [] },
   {
     from: /^vault\/(server|routes|[a-z]+-routes|schemas|change-kinds)\.ts$/,
-    files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts', 'hsm/hmac-sha256.ts'],
+    files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/key-lifecycle.ts', 'hsm/secret-bytes.ts', 'hsm/hmac-sha256.ts'],
     packages: ['fastify', '@fastify/swagger', '@fastify/type-provider-typebox', 'typebox'],
   },
   { from: /^vault\/policy\.ts$/, files: ['vault/', 'audit/append.ts', 'hsm/errors.ts', 'hsm/secret-bytes.ts', 'hsm/hmac-sha256.ts'], packages: ['@cedar-policy/cedar-wasm'] },

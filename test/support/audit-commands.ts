@@ -9,7 +9,7 @@ export interface AuditRun {
 }
 
 /** Runs commands in their order, as the launcher would. Ended with the test. */
-export function auditCommands(t: { teardown(handler: () => void): void }, group: 'audit' | 'change' | 'operator' | 'policy' = 'audit'): (args: readonly string[], env?: Readonly<Record<string, string>>) => Promise<AuditRun> {
+export function auditCommands(t: { teardown(handler: () => void): void }, group: 'audit' | 'change' | 'keys' | 'operator' | 'policy' = 'audit'): (args: readonly string[], env?: Readonly<Record<string, string>>) => Promise<AuditRun> {
   const { NODE_OPTIONS: _, COFRE_HOME: __, COFRE_DEBUG: ___, COFRE_ADMIN_PORT: ____, DATABASE_URL: _____, ...inherited } = process.env;
   const child = fork(join(import.meta.dirname, 'audit-driver.ts'), { env: inherited, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
   t.teardown(() => void child.kill());

@@ -1,10 +1,11 @@
 /** Started by `audit-commands.ts`: runs one command after the other, and gives what each wrote. */
 import { audit } from '../../vault/bin/audit.ts';
 import { change } from '../../vault/bin/change.ts';
+import { keys } from '../../vault/bin/keys-command.ts';
 import { operator } from '../../vault/bin/operator.ts';
 import { policy } from '../../vault/bin/policy.ts';
 
-const groups = { audit, change, operator, policy };
+const groups = { audit, change, keys, operator, policy };
 
 interface Asked {
   readonly group: keyof typeof groups;

@@ -16,6 +16,7 @@ const usage = `cofre <command> [options]
   audit     export, verify and prove the log: cofre audit --help lists how
   policy    check and compare policies, and who may do what, now or at a past moment
   operator  the people who run the vault: cofre operator --help lists how
+  keys      data and fingerprint keys: list, rotate
   change    what one operator asks for and another approves: cofre change --help
 
   --home DIR      state of the vault; default COFRE_HOME, else .cofre beside the package
@@ -51,6 +52,7 @@ export async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Pro
   // Not for people: `serve` starts it where the configuration wants several processes.
   if (command === 'worker') return await (await import('./workers.ts')).runWorkerProcess();
   if (command === 'operator') return await (await import('./operator.ts')).operator(rest, env);
+  if (command === 'keys') return await (await import('./keys-command.ts')).keys(rest, env);
   if (command === 'change') return await (await import('./change.ts')).change(rest, env);
   if (command === 'audit' || command === 'policy') {
     // Who reads only the first lines, as head does, hangs up: the rest is wanted by nobody.
