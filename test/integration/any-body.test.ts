@@ -126,7 +126,8 @@ await t.test('a token of any text is unknown, malformed or refused, and never a 
 });
 
 await t.test('no message of the vault speaks of a fault, and none holds a card number', async (t) => {
-  t.same(appliance.messages().filter((message) => message['level'] === 'error' || message['level'] === 'warn'), []);
+  // That somebody tries tokens which nobody has is what the last tests did.
+  t.same(appliance.messages().filter((message) => (message['level'] === 'error' || message['level'] === 'warn') && message['kind'] !== 'unknown_tokens'), []);
   // But the one that the appliance itself shows as an example.
   t.same(await tracesOf(appliance, publishedCards.map((card) => card.pan).filter((number) => number !== '4111111111111111'), (call) => /^POST \/v1\/detokenize 200$/u.test(call)), []);
 });
