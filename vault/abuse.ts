@@ -3,7 +3,7 @@
  * guessed, a honey token named, more cards taken out than ever. Each is an alert, and by the configuration suspends the caller at once.
  *
  * Counted in the memory of each process, by the calls that it answered: several processes of a vault raise the number of tries that stay unseen to as many
- * times the limit. If the process dies, the counts of its last minute are lost; alerts and suspensions are not. Costs the usual call, whose one
+ * times the limit. If the process dies, the counts of its last minute are lost, and what it could not write yet as the database was away. Costs the usual call, whose one
  * token is known and opaque, a look-up in a map.
  */
 import { isNumericToken } from './numeric-token.ts';

@@ -9,7 +9,7 @@ import type { Pool } from 'pg';
 import type { Caller } from './caller.ts';
 import type { Control, ControlMac, Controls } from './controls.ts';
 import { VaultError } from './errors.ts';
-import { checkPassword, hashPassword, presentCost, spendAsCheck } from './password.ts';
+import { checkPassword, hashPassword, presentCost } from './password.ts';
 import type { Argon2Cost } from './password.ts';
 import { acceptedStep, base32, totpUri } from './totp.ts';
 
@@ -77,11 +77,11 @@ export class Operators {
     return { code, expiresAt };
   }
 
-  /** @throws VaultError `invalid_request` where there is no such operator. */
+  /** @throws VaultError `invalid_request` where there is no such operator, or fewer than two would be left: they could decide nothing any more. */
   async disable(operator: string, madeBy: string): Promise<void> {
     await this.#options.controls.append(() => {
       const state = this.stateOf(operator);
-      if (state === null) throw new VaultError('invalid_request');
+      if (state === null || this.list.filter((other) => other.state === 'active' && other.operator !== operator).length < 2) throw new VaultError('invalid_request');
       return state === 'disabled' ? null : { kind: 'operator', subject: operator, state: 'disabled', madeBy, madeAt: this.#options.now(), data: '' };
     });
   }
@@ -117,8 +117,9 @@ export class Operators {
   }
 
   /**
-   * Whether these are the operator's password and a code that has not served. Costs about the same whether there is such an operator, is locked out, or has another password. `password` is only read.
+   * Whether these are the operator's password and a code that has not served. `password` is only read.
    *
+   * The caller is who the certificate says: that one is no operator, or is locked out, is refused before anything is hashed, or any client of the listener could keep the few hashes busy that may run at once.
    * A try is counted before it is looked at, so that many at once are no more tries than the limit. A crash in between leaves it counted.
    * @throws VaultError `not_authorized`, with the reason for the log alone; `overloaded`.
    */
@@ -126,15 +127,9 @@ export class Operators {
     const { controls, now } = this.#options;
     await controls.read();
     const control = controls.get('operator', spiffeId);
-    if (control === null || (control.state !== 'active' && control.state !== 'enrolled')) {
-      await spendAsCheck(password, this.#cost);
-      throw refused('not_an_operator');
-    }
+    if (control === null || (control.state !== 'active' && control.state !== 'enrolled')) throw refused('not_an_operator');
     const lastStep = await this.#countTry(spiffeId);
-    if (lastStep === null) {
-      await spendAsCheck(password, this.#cost);
-      throw refused('locked');
-    }
+    if (lastStep === null) throw refused('locked');
     const kept = dataOf(control) as EnrolledData;
     const { right, weak } = await checkPassword(kept.password, password, this.#cost);
     const seed = await this.#openSeed(spiffeId, kept.seed);

@@ -46,11 +46,6 @@ export async function checkPassword(kept: string, password: Buffer, present: Arg
   return { right: timingSafeEqual(tag, expected), weak: cost.memory < present.memory || cost.passes < present.passes };
 }
 
-/** As long as a check takes, for whoever has no password here. */
-export async function spendAsCheck(password: Buffer, present: Argon2Cost = presentCost): Promise<void> {
-  await tagOf(password, Buffer.alloc(saltBytes), present, tagBytes);
-}
-
 async function tagOf(password: Buffer, salt: Buffer, { memory, passes, lanes }: Argon2Cost, bytes: number): Promise<Buffer> {
   if (running >= atOnce) {
     if (waiting.length >= mostWaiting) throw new VaultError('overloaded');

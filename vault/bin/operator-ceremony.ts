@@ -26,12 +26,12 @@ export interface Invitation {
 }
 
 /**
- * Invites the first operators, and approves the policies and limits that are in force, as the witnesses of the ceremony see them.
+ * Invites the first operators, or with `recover` some anew where too few are left, and approves the policies and limits that are in force, as the witnesses of the ceremony see them.
  *
  * @throws Error of one line where there is an operator already, fewer than two are named, or the policies let them not decide together. Nothing was made then. A crash in the middle leaves some of them invited, and the rest to be
  * added by a change; where there are fewer than two, `cofre operator init` goes on.
  */
-export async function inviteFirstOperators(home: string, config: Config, env: NodeJS.ProcessEnv, named: readonly string[]): Promise<{ readonly invitations: readonly Invitation[]; readonly policies: string; readonly limits: string }> {
+export async function inviteFirstOperators(home: string, config: Config, env: NodeJS.ProcessEnv, named: readonly string[], recover: boolean): Promise<{ readonly invitations: readonly Invitation[]; readonly policies: string; readonly limits: string }> {
   await using stack = new AsyncDisposableStack();
   makeHome(home);
   stack.defer(await lockFolder(home, 2000));
@@ -70,7 +70,8 @@ export async function inviteFirstOperators(home: string, config: Config, env: No
   const earlier = controls.all('operator');
   // One that a crash left alone could do nothing by itself.
   const begun = earlier.length > 0 && earlier.every(({ state, madeBy }) => state === 'invited' && madeBy === 'ceremony') && earlier.every(({ subject }) => named.includes(subject));
-  if (earlier.length > 0 && !begun) throw new Error('there are operators already: they add others (cofre change request operator.add)');
+  if (earlier.length > 0 && !begun && !recover) throw new Error('there are operators already: they add others (cofre change request operator.add); where too few are left for that, --recover invites anew');
+  const by = earlier.length > 0 && !begun ? 'recovery' : 'ceremony';
 
   const operators = new Operators({ controls, control: keyring.control, db: pool, now });
   const writer = await openWriter(stack, { home, config, access, signer: keyring.logSigner, log: createLog('error'), metrics: createMetrics(), now, index: 0, policies: policy.digest }, 'ceremony', 'admin', executeEntries);
@@ -78,8 +79,8 @@ export async function inviteFirstOperators(home: string, config: Config, env: No
   const invitations: Invitation[] = [];
   for (const operator of named) {
     // The entry first: the log may name one who was not invited, and never lacks one who was.
-    await writer.commit({ kind: 'entry', entry: { action: 'operator.invite', at: now(), outcome: 'allowed', detail: { by: 'ceremony', operator } } }, 1);
-    invitations.push({ operator, ...(await operators.invite(operator, 'ceremony')) });
+    await writer.commit({ kind: 'entry', entry: { action: by === 'recovery' ? 'operator.recover' : 'operator.invite', at: now(), outcome: 'allowed', detail: { by, operator } } }, 1);
+    invitations.push({ operator, ...(await operators.invite(operator, by)) });
   }
   const limits = digestOfLimits(config);
   for (const subject of [`policies ${policy.digest}`, `limits ${limits}`]) {
