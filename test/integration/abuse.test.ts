@@ -85,6 +85,7 @@ await t.test('one operator may hold a caller back, and none may let it go here',
   await until(() => everywhere('checkout', 403), 'every process');
   isProblem(t, await admin().call('DELETE', `/v1/suspensions/${encodeURIComponent(checkout)}`), 'not_found');
   t.match((await logged('caller.suspend')).slice(-2), [{ detail: { subject: checkout, new: 'yes' } }, { detail: { subject: checkout, new: 'no' } }]);
+  t.match(await asAdministrator(async (query) => (await query("SELECT e AS event FROM outbox, json_array_elements(events) e WHERE e->>'type' = 'caller.suspended' ORDER BY e->>'at'")).rows.map(({ event }) => event).filter((event) => (event as { subject: string }).subject === checkout)), [{ subject: checkout, tenant: 'acme', data: { by: 'spiffe://cofre.dev/tenant/platform/service/operator-a' } }], 'whoever listens to events is told as well, once');
   suspended.push(checkout);
   t.same(((await admin().get('/v1/suspensions')).json()['suspensions'] as { caller: string }[]).map(({ caller }) => caller).sort(), suspended.toSorted());
 });

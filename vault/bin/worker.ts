@@ -241,7 +241,8 @@ export async function startWorker(stack: AsyncDisposableStack, options: ProcessO
       const { revoked, freshUntil } = revocation.status();
       return { readiness: readiness(), policies: policy.policyIds, policy_digest: policy.digest, limits_digest: digestOfLimits(config), revocation: { revoked, fresh_until: freshUntil.toISOString() } };
     };
-    const recordOperation = async ({ entry }: EntryOperation): Promise<void> => await record(entry);
+    // With its events: what operators do to callers, the rest of the platform is to learn as well.
+    const recordOperation = async (operation: EntryOperation): Promise<void> => void (await writers[0]!.commit(operation, 1));
     await addOpenApi(admin, apiVersion);
     addAdminRoutes(admin, { policy, status, record: recordOperation });
     addControlRoutes(admin, { policy, controls, tenants: new Map(tenantRows.map(({ name, id }) => [name, id])), trustDomain: config.tls.trust_domain, now, random: pooledRandom(), record: recordOperation });
