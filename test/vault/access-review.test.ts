@@ -27,7 +27,7 @@ t.test('of the development set', async (t) => {
       ...['a', 'b'].map((which) => [spiffe('platform', `operator-${which}`), 'administer', null, 'platform', ['operators-administer']]),
     ],
   );
-  t.equal(grants.length, 6 + 6 + 5 + 1 + 2);
+  t.equal(grants.length, 6 + 6 + 5 + 1 + 2 * 2);
   t.same(grantsTable(grants).map((line) => line.split(/ {2,}/u)), [
     ['caller', 'cards of', 'may', 'by'],
     [spiffe('acme', 'checkout'), 'acme', 'tokenize, tokenize_batch, validate, metadata, lifecycle, import', 'acme-checkout-tokenizes'],
@@ -35,8 +35,10 @@ t.test('of the development set', async (t) => {
     [spiffe('acme', 'getnet'), 'acme', 'detokenize_batch for authorization|capture|refund', 'acme-getnet-detokenizes-batches'],
     [spiffe('globex', 'checkout'), 'globex', 'tokenize, tokenize_batch, validate, metadata, lifecycle', 'globex-checkout-tokenizes'],
     [spiffe('platform', 'auditor'), 'platform', 'audit_read', 'auditor-reads-the-log'],
-    [spiffe('platform', 'operator-a'), 'platform', 'administer', 'operators-administer'],
-    [spiffe('platform', 'operator-b'), 'platform', 'administer', 'operators-administer'],
+    ...['a', 'b'].flatMap((which) => [
+      [spiffe('platform', `operator-${which}`), 'platform', 'administer', 'operators-administer'],
+      [spiffe('platform', `operator-${which}`), 'platform', 'approve', 'officers-approve'],
+    ]),
   ]);
   t.same(grantsTable([]), []);
 });

@@ -37,6 +37,10 @@ const granted: Readonly<Record<string, Partial<Record<ProcessRole, Rights>>>> = 
   quota_counts: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
   quota_tokens: { detokenize: { select: 'all', insert: 'all', delete: true } },
   used_references: { detokenize: { select: 'all', insert: 'all', delete: true } },
+  controls: { tokenize: { select: ['number', 'made_at', 'kind', 'subject', 'state', 'made_by', 'data_hash', 'hash', 'mac'], insert: 'all' }, detokenize: { select: ['number', 'made_at', 'kind', 'subject', 'state', 'made_by', 'data_hash', 'hash', 'mac'], insert: 'all' }, admin: { select: 'all', insert: 'all' } },
+  caller_hours: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
+  operator_logins: { admin: { select: 'all', insert: 'all', update: 'all', delete: true } },
+  operator_sessions: { admin: { select: 'all', insert: 'all', update: 'all', delete: true } },
   policy_sets: { tokenize: { select: ['digest'], insert: 'all' }, detokenize: { select: ['digest'], insert: 'all' }, admin: { select: 'all', insert: 'all' } },
   // Emptied by processes of this version, filled by none.
   quota_usage: { detokenize: { select: 'all', insert: 'all', update: 'all', delete: true } },
