@@ -119,12 +119,15 @@ export class Changes {
     return await this.#decide(id, 'refused', by, () => undefined);
   }
 
-  /** Does what was approved, or what is left of it. Whoever approved or asked may have it run. @throws VaultError `change_decided` where it is not approved or is done; what the kind throws. */
+  /** Does what was approved, or what is left of it. Whoever approved or asked may have it run, for a day longer than it might wait. @throws VaultError `change_decided` where it is not approved, is done or is too old; `not_authorized` where one of both is no operator any more; what the kind throws. */
   async run(id: string, by: string): Promise<{ readonly change: Change; readonly once: Readonly<Record<string, string>> }> {
     const { controls, now } = this.#options;
     const change = await this.get(id);
     if (change.state !== 'approved' && change.state !== 'failed') throw new VaultError('change_decided');
     if (by !== change.decidedBy && by !== change.requestedBy) throw refused('neither_of_both');
+    // What two people wanted is not done long afterwards, nor on the word of one who is no operator any more.
+    if (new Date(change.expiresAt).getTime() + pendingMs < now().getTime()) throw new VaultError('change_decided');
+    if (![change.requestedBy, change.decidedBy ?? ''].every((person) => this.#options.isActive(person))) throw refused('one_inactive');
     const kind = this.#kinds.get(change.kind);
     // Approved under another version of the vault.
     if (kind === undefined) throw new VaultError('invalid_request');
